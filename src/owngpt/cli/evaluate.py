@@ -1,0 +1,51 @@
+"""``owngpt eval``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from owngpt.cli import output
+from owngpt.cli.options import Json
+from owngpt.config.checks import at_least
+
+
+def evaluate(
+    model: str,
+    /,
+    *,
+    data: list[Path],
+    context_length: int | None = None,
+    stride: int | None = None,
+    json: Json = False,
+) -> dict[str, Any] | None:
+    """Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.
+
+    Parameters
+    ----------
+    model
+        A model folder.
+    data
+        File or folder to score; may be given several times.
+    context_length
+        Tokens the model sees at most; without it, as many as it was made for.
+    stride
+        Tokens by which the window moves on; smaller gives every token more context and takes longer. Without it, half the context.
+    """
+    for name, value in (("context_length", context_length), ("stride", stride)):
+        if value is not None:
+            at_least(name, value, 1)
+
+    from owngpt import api
+
+    score = api.evaluate(model, data=data, context_length=context_length, stride=stride).to_dict()
+    if json:
+        return score
+    output.print_pairs({name.replace("_", " "): _shown(value) for name, value in score.items()})
+    return None
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,70 @@
+"""``owngpt generate``"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from owngpt.cli.options import Json, options_of
+from owngpt.config.generation import GenerationConfig
+from owngpt.errors import UsageError
+
+GenerationOptions = options_of(GenerationConfig)
+
+
+def generate(
+    model: str,
+    /,
+    *,
+    prompt: Annotated[str | None, Parameter(alias="-p", show_default=False)] = None,
+    options: GenerationOptions = None,
+    json: Json = False,
+) -> dict[str, Any] | None:
+    """Let a model write, token by token as it thinks.
+
+    Parameters
+    ----------
+    model
+        A model folder.
+    prompt
+        The text to continue; without it, what is piped in.
+    """
+    options = options or {}
+    settings = GenerationConfig(**options)
+    text = _prompt(prompt)
+
+    from owngpt import api
+
+    loaded = api.load(model)
+    if json:
+        return {"model": model, "prompt": text, "texts": _texts(loaded.generate(text, **options))}
+    if settings.num_return_sequences > 1 or settings.num_beams > 1:
+        _print_several(text, _texts(loaded.generate(text, **options)))
+        return None
+    sys.stdout.write(text)
+    for piece in loaded.stream(text, **options):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    return None
+
+
+def _prompt(prompt: str | None) -> str:
+    if prompt is not None:
+        return prompt
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError('there is nothing to continue: give --prompt "…" or pipe a text in')
+    return sys.stdin.read()
+
+
+def _texts(generated: str | list[str]) -> list[str]:
+    return [generated] if isinstance(generated, str) else list(generated)
+
+
+def _print_several(prompt: str, texts: list[str]) -> None:
+    for number, text in enumerate(texts, start=1):
+        if len(texts) > 1:
+            print(f"--- {number} of {len(texts)}")
+        print(prompt + text)

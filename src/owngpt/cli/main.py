@@ -1,0 +1,123 @@
+"""The ``owngpt`` command: which verbs there are, and how a failure is told.
+
+A verb prints its result for people on stdout; with ``--json`` it returns a dictionary instead, which is printed here as
+the only thing on stdout. Verbs are imported when they are called, so that ``owngpt --help`` never waits for torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
+from typing import Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from owngpt import __version__
+from owngpt.cli import output
+from owngpt.errors import OwnGPTError
+
+EPILOGUE = """\
+`owngpt VERB --help` tells what a verb takes. Results go to stdout, progress to stderr.
+`--debug`, anywhere, shows the traceback of a failure."""
+
+VERBS = {
+    "demo": "Train a small model on text that this computer already has; no network, no account.",
+    "doctor": "What this machine has, what it can do at most, and what fits in some minutes.",
+    "train": "Train a GPT on your text, in the time you name.",
+    "eval": "Score a model on text it never saw.",
+    "generate": "Let a model write.",
+    "chat": "Talk to a model in the terminal.",
+}
+GROUPS = {
+    "data": ("Clean, split and tokenize text.", {"prepare": "Turn text into token shards.", "report": "What was kept and removed."}),
+    "tokenizer": (
+        "Train and judge tokenizers.",
+        {"train": "Learn a vocabulary from text.", "report": "How well a tokenizer fits text."},
+    ),
+}
+
+
+def build_app() -> App:
+    """The command with all its verbs, none of them imported yet."""
+    app = App(
+        name="owngpt",
+        help="Turn a folder of text into a GPT that you own.",
+        help_epilogue=EPILOGUE,
+        version=__version__,
+        default_parameter=Parameter(negative=()),
+        suppress_keyboard_interrupt=False,
+    )
+    for verb, summary in VERBS.items():
+        function = "evaluate" if verb == "eval" else verb
+        app.command(f"owngpt.cli.{function}:{function}", name=verb, help=summary, sort_key=list(VERBS).index(verb))
+    for name, (summary, verbs) in GROUPS.items():
+        group = App(name=name, help=summary)
+        for verb, verb_summary in verbs.items():
+            group.command(f"owngpt.cli.{name}:{verb}", name=verb, help=verb_summary)
+        app.command(group, sort_key=len(VERBS))
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code: 0 done, 1 failed, 2 wrong usage, 130 interrupted."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    output.tolerate_narrow_encodings()
+    try:
+        command, bound, _ = build_app().parse_args(tokens, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        return _fail(f"{_sentence(error)} See `{' '.join(['owngpt', *(error.command_chain or ())])} --help`.", 2)
+    except OwnGPTError as error:
+        return _fail(str(error), error.exit_code)
+    return _guarded(lambda: _run(command, bound.args, bound.kwargs), debug=debug)
+
+
+def _run(command: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]) -> int:
+    """Call the verb; under ``--json`` whatever else is printed on the way goes to stderr."""
+    as_json = bool(named.get("json"))
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        result = command(*positional, **named)
+    if as_json:
+        output.print_json(result)
+    sys.stdout.flush()
+    return 0
+
+
+def _guarded(work: Callable[[], int], *, debug: bool) -> int:
+    """Turn every failure into one sentence on stderr and an exit code; ``debug`` lets the traceback through."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        output.abandon_stdout()
+        return 1
+    except OwnGPTError as error:
+        if debug:
+            raise
+        return _fail(str(error), error.exit_code)
+    except OSError as error:
+        if debug:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        return _fail(f"the system refused: {error.strerror or error}{place}", 1)
+    except Exception as error:
+        if debug:
+            raise
+        detail = " ".join(str(error).split()) or "no message"
+        return _fail(f"this is a fault of OwnGPT itself: {type(error).__name__}: {detail}; run again with --debug to see where", 1)
+
+
+def _sentence(error: CycloptsError) -> str:
+    """The parser's complaint as one line, without the details that only a developer wants."""
+    error.verbose = False
+    text = " ".join(str(error).split())
+    return text if text.endswith((".", "?", "!")) else text + "."
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stdout.flush()
+    print(f"owngpt: {message}", file=sys.stderr)
+    return code

@@ -1,0 +1,36 @@
+"""Options made from the configuration records, so that the command line and Python share one schema and one help text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+from cyclopts import Parameter
+from docstring_parser import parse_from_object
+
+Json = Annotated[bool, Parameter(show_default=False, help="Print one JSON object on stdout and nothing else.")]
+Quiet = Annotated[bool, Parameter(show_default=False, help="No progress on stderr.")]
+
+
+def options_of(record: type, *, leave_out: Collection[str] = ()) -> Any:
+    """A type for a verb's ``options`` argument: a dictionary of those fields of ``record`` that the person gave.
+
+    What was not given is absent rather than a default, so that a configuration file or a model's own settings
+    can speak for it. Help texts are the record's attribute docstrings.
+    """
+    helps = {parameter.arg_name: parameter.description for parameter in parse_from_object(record).params}
+    hints = get_type_hints(record)
+    annotations = {
+        field.name: Annotated[hints[field.name], Parameter(help=_help(helps.get(field.name), field))]
+        for field in dataclasses.fields(record)
+        if field.name not in leave_out
+    }
+    given = TypedDict(f"{record.__name__}Options", annotations, total=False)  # type: ignore[misc, operator]
+    return Annotated[given, Parameter(name="*")]
+
+
+def _help(description: str | None, field: dataclasses.Field[Any]) -> str:
+    text = " ".join((description or "").split())
+    shown = field.default not in (dataclasses.MISSING, None, (), "") and not isinstance(field.default, bool)
+    return f"{text} [default: {field.default}]" if shown else text

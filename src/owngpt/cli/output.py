@@ -1,0 +1,66 @@
+"""Where words go: results on stdout, everything else on stderr, and one JSON object when asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def print_json(result: Any) -> None:
+    """Print ``result`` as one JSON object and nothing else; numbers that JSON does not know become null."""
+    assert isinstance(result, dict), "a verb returns a dictionary under --json"
+    print(json.dumps(plain(result), ensure_ascii=False, indent=2, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """``value`` as JSON's own types: records and paths unfolded, NaN and infinities as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return plain(dataclasses.asdict(value))
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def say(message: str) -> None:
+    """One line for the person who waits, on stderr."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def print_pairs(pairs: dict[str, Any], *, indent: str = "") -> None:
+    """Aligned ``name  value`` lines on stdout."""
+    width = max((len(name) for name in pairs), default=0)
+    for name, value in pairs.items():
+        print(f"{indent}{name:<{width}}  {value}")
+
+
+def human_bytes(count: float) -> str:
+    """``1536`` as ``1.5 KB`` (powers of 1024)."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TB"
+
+
+def tolerate_narrow_encodings() -> None:
+    """Let a terminal that cannot show a character show a stand-in rather than stop the run."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def abandon_stdout() -> None:
+    """After the reader of a pipe has gone: nothing more can be written, not even by the interpreter's own flush at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
