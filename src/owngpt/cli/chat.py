@@ -14,9 +14,7 @@ ChatOptions = options_of(GenerationConfig, leave_out=("num_return_sequences", "n
 
 
 def chat(model: str, /, *, system: str | None = None, options: ChatOptions = None) -> None:
-    """Talk to a model. Models without a chat template continue your text instead.
-
-    /reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer.
+    """Talk to a model.
 
     Parameters
     ----------

@@ -17,23 +17,42 @@ from owngpt import __version__
 from owngpt.cli import output
 from owngpt.errors import OwnGPTError
 
-EPILOGUE = """\
-`owngpt VERB --help` tells what a verb takes. Results go to stdout, progress to stderr.
-`--debug`, anywhere, shows the traceback of a failure."""
+EPILOGUE = (
+    "`owngpt VERB --help` tells what a verb takes. Results go to stdout, progress to stderr. "
+    "`--debug`, anywhere, shows the traceback of a failure."
+)
 
 VERBS = {
-    "demo": "Train a small model on text that this computer already has; no network, no account.",
+    "demo": "Train a small model on text that this computer already has: no network, no account.",
     "doctor": "What this machine has, what it can do at most, and what fits in some minutes.",
-    "train": "Train a GPT on your text, in the time you name.",
-    "eval": "Score a model on text it never saw.",
-    "generate": "Let a model write.",
-    "chat": "Talk to a model in the terminal.",
+    "train": (
+        "Train a GPT on your text, in the time you name.\n\n"
+        "`owngpt train books/ -o out --minutes 10` ends in ten minutes, everything included. "
+        "Without --minutes, --steps or --tokens it takes ten. "
+        "What a run needs and is not given is chosen for this machine and this text; --dry-run shows it."
+    ),
+    "eval": "Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.",
+    "generate": "Let a model write, shown as it writes.",
+    "chat": (
+        "Talk to a model in the terminal; one without a chat template continues your text instead.\n\n"
+        "/reset starts over, /quit or Ctrl-D leaves, Ctrl-C stops an answer."
+    ),
 }
+"""Help texts; the first line is what `owngpt --help` shows without importing the verb."""
 GROUPS = {
-    "data": ("Clean, split and tokenize text.", {"prepare": "Turn text into token shards.", "report": "What was kept and removed."}),
+    "data": (
+        "Clean, split and tokenize text.",
+        {
+            "prepare": "Clean, de-duplicate, split and tokenize text into shards that training reads.",
+            "report": "What was kept, what was removed and why, from a folder that `data prepare` or `train` made.",
+        },
+    ),
     "tokenizer": (
         "Train and judge tokenizers.",
-        {"train": "Learn a vocabulary from text.", "report": "How well a tokenizer fits text."},
+        {
+            "train": "Learn a vocabulary from text.",
+            "report": "How well a tokenizer fits text: bytes and characters per token by language, unused tokens, byte fallback.",
+        },
     ),
 }
 
@@ -44,18 +63,19 @@ def build_app() -> App:
         name="owngpt",
         help="Turn a folder of text into a GPT that you own.",
         help_epilogue=EPILOGUE,
+        help_format="plaintext",
         version=__version__,
         default_parameter=Parameter(negative=()),
         suppress_keyboard_interrupt=False,
     )
-    for verb, summary in VERBS.items():
+    for position, (verb, text) in enumerate(VERBS.items()):
         function = "evaluate" if verb == "eval" else verb
-        app.command(f"owngpt.cli.{function}:{function}", name=verb, help=summary, sort_key=list(VERBS).index(verb))
+        app.command(f"owngpt.cli.{function}:{function}", name=verb, help=text, sort_key=position)
     for name, (summary, verbs) in GROUPS.items():
-        group = App(name=name, help=summary)
-        for verb, verb_summary in verbs.items():
-            group.command(f"owngpt.cli.{name}:{verb}", name=verb, help=verb_summary)
-        app.command(group, sort_key=len(VERBS))
+        group = App(name=name, help=summary, sort_key=len(VERBS))
+        for verb, text in verbs.items():
+            group.command(f"owngpt.cli.{name}:{verb}", name=verb, help=text)
+        app.command(group)
     return app
 
 

@@ -64,3 +64,10 @@ def tolerate_narrow_encodings() -> None:
 def abandon_stdout() -> None:
     """After the reader of a pipe has gone: nothing more can be written, not even by the interpreter's own flush at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def print_report(report: Any) -> None:
+    """A report that knows how to show itself (``__rich__``), on stdout, as wide as the terminal or the pipe allows."""
+    from rich.console import Console
+
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(report)

@@ -1,0 +1,76 @@
+"""``owngpt doctor``"""
+
+from __future__ import annotations
+
+import shutil
+from typing import Any
+
+from owngpt.cli.options import Json
+from owngpt.cli.output import human_bytes, print_pairs, say
+
+
+def doctor(*, minutes: float = 10.0, json: Json = False) -> dict[str, Any] | None:
+    """What this machine has, which kernels run, what it can do at most, and what fits in some minutes.
+
+    Parameters
+    ----------
+    minutes
+        The time to plan for.
+    """
+    from owngpt.config.checks import above
+
+    above("minutes", minutes, 0, example=10)
+    say("Looking at the machine, about ten seconds …")
+    found = examine(minutes)
+    if json:
+        return found
+    _show(found)
+    return None
+
+
+def examine(minutes: float) -> dict[str, Any]:
+    """All that doctor tells, as plain values; rates a second, memory and disk in bytes."""
+    import torch
+
+    from owngpt import kernels
+    from owngpt.kernels.ceiling import matmul_ceiling, read_bandwidth
+    from owngpt.kernels.machine import describe_machine
+    from owngpt.train.planner import what_fits
+
+    machine = describe_machine()
+    device = "cuda" if machine.cuda else "mps" if machine.mps else "cpu"
+    ceilings = {
+        "device": device,
+        "matmul_bf16_flops": matmul_ceiling(torch.bfloat16, 0.7, device=device),
+        "matmul_fp32_flops": matmul_ceiling(torch.float32, 0.7, device=device),
+        "memory_read_bytes": read_bandwidth(0.7),
+    }
+    return {
+        "machine": machine.to_dict(),
+        "kernels": kernels.status(),
+        "ceilings": ceilings,
+        "disk_free": shutil.disk_usage(".").free,
+        "minutes": minutes,
+        "fits": what_fits(minutes),
+    }
+
+
+def _show(found: dict[str, Any]) -> None:
+    machine, ceilings = found["machine"], found["ceilings"]
+    print_pairs(
+        {
+            "processor": f"{machine['processor']}, {machine['cores']} cores ({machine['architecture']})",
+            "instructions": ", ".join(machine["features"]) or "none of those that matter here",
+            "accelerator": ", ".join(machine["cuda"]) or ("Apple MPS" if machine["mps"] else "none"),
+            "memory": f"{human_bytes(machine['memory_available'])} free of {human_bytes(machine['memory_total'])}",
+            "disk": f"{human_bytes(found['disk_free'])} free here",
+            "software": f"Python {machine['python']}, torch {machine['torch']}, {machine['operating_system']}",
+            "C compiler": machine["compiler"] or "none, so the PyTorch fallbacks run (slower); install gcc or clang",
+            "matrix products": f"{ceilings['matmul_bf16_flops'] / 1e9:,.0f} GFLOP/s in bf16, "
+            f"{ceilings['matmul_fp32_flops'] / 1e9:,.0f} in fp32 ({ceilings['device']})",
+            "memory reads": f"{ceilings['memory_read_bytes'] / 1e9:.1f} GB/s",
+            **{f"kernel {name}": value for name, value in found["kernels"].items()},
+        }
+    )
+    print(f"\nIn {found['minutes']:g} minutes:")
+    print_pairs(found["fits"], indent="  ")
