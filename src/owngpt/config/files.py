@@ -26,6 +26,7 @@ _REASONS = {
     errno.EROFS: "the disk is read-only; choose a folder that can be written",
     errno.EACCES: "permission denied; choose a folder of your own or change its permissions",
     errno.EPERM: "permission denied; choose a folder of your own or change its permissions",
+    errno.ENOENT: "its folder does not exist, or vanished meanwhile; create it or choose another folder",
     errno.ENOTDIR: "a part of the path is a file, not a folder; choose another folder",
     errno.EEXIST: "a file of that name is in the way; choose another folder",
     errno.EIO: "the disk reports an input/output error; check the disk",
