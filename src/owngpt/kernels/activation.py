@@ -1,0 +1,70 @@
+"""Feed-forward activations; bfloat16 on the CPU goes through the compiled kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from owngpt.kernels import library
+
+_PLAIN = {
+    "gelu": functional.gelu,
+    "gelu_tanh": lambda x: functional.gelu(x, approximate="tanh"),
+    "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
+    "silu": functional.silu,
+}
+_COMPILED = {"gelu_tanh": "gelu", "relu2": "relu2"}
+
+
+def gated(gate_up: Tensor, kind: str) -> Tensor:
+    """GLU variants (arXiv 2002.05202): (..., 2F), gate half first → (..., F). ``kind``: swiglu or geglu."""
+    if kind == "swiglu" and library.available(gate_up):
+        return _SwiGLU.apply(gate_up.contiguous())  # type: ignore[no-any-return]
+    gate, up = gate_up.chunk(2, dim=-1)
+    return (functional.silu(gate) if kind == "swiglu" else functional.gelu(gate, approximate="tanh")) * up
+
+
+def plain(x: Tensor, kind: str) -> Tensor:
+    """Element-wise activation of any shape: gelu (exact), gelu_tanh, relu, relu2 (arXiv 2109.08668) or silu."""
+    if kind in _COMPILED and library.available(x):
+        return _Pointwise.apply(x.contiguous(), _COMPILED[kind])  # type: ignore[no-any-return]
+    return _PLAIN[kind](x)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor) -> Tensor:
+        width = gate_up.shape[-1] // 2
+        out = torch.empty(*gate_up.shape[:-1], width, dtype=gate_up.dtype)
+        library.call("swiglu", gate_up, out, gate_up.numel() // (2 * width), width)
+        ctx.save_for_backward(gate_up)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> Tensor:  # type: ignore[override]
+        (gate_up,) = ctx.saved_tensors
+        width = gate_up.shape[-1] // 2
+        d_gate_up = torch.empty_like(gate_up)
+        library.call("swiglu_backward", d_out.contiguous(), gate_up, d_gate_up, gate_up.numel() // (2 * width), width)
+        return d_gate_up
+
+
+class _Pointwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        out = torch.empty_like(x)
+        library.call(name, x, out, x.numel())
+        ctx.save_for_backward(x)
+        ctx.name = name
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        d_x = torch.empty_like(x)
+        library.call(f"{ctx.name}_backward", d_out.contiguous(), x, d_x, x.numel())
+        return d_x, None

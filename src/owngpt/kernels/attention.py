@@ -1,0 +1,72 @@
+"""Causal attention softmax(Q K^T * scale) V (arXiv 1706.03762), on AMX tiles where this machine has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from owngpt.kernels import library
+from owngpt.kernels.rotary import _rows
+
+LONGEST_ON_TILES = 8192
+"""Tokens; a row block of scores beyond it would leave the second-level cache."""
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, starts: Tensor | None, window: int, scale: float, dropout: float = 0.0) -> Tensor:
+    """Attention of each token over itself and earlier ones.
+
+    ``query``: (B, T, H, D); ``key``, ``value``: (B, T, G, D), G divides H. Key j is visible to query i when
+    max(starts[i], i - window + 1) <= j <= i; ``starts``: (B, T) int32 first position of i's document, or None; window 0 is
+    unlimited. Returns (B, T, H*D).
+    """
+    batch, time, heads, size = query.shape
+    on_tiles = library.available(query) and library.has_tiles() and size % 32 == 0 and size <= 256 and not dropout
+    if on_tiles and time <= LONGEST_ON_TILES:
+        return _TileAttention.apply(query, key, value, starts, window, scale)  # type: ignore[no-any-return]
+    mask = _mask(time, starts, window, query.device) if starts is not None or 0 < window < time else None
+    out = functional.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
+        attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scale, enable_gqa=heads != key.shape[2],
+    )  # fmt: skip
+    return out.transpose(1, 2).reshape(batch, time, heads * size)
+
+
+def _mask(time: int, starts: Tensor | None, window: int, device: torch.device) -> Tensor:
+    """(1 or B, 1, T, T), true where visible."""
+    index = torch.arange(time, device=device)
+    first = index * 0 if not window else (index - window + 1).clamp(min=0)
+    first = first[None] if starts is None else torch.maximum(first, starts.to(device))
+    return ((index[None, None] >= first[:, :, None]) & (index[None, None] <= index[None, :, None]))[:, None]
+
+
+class _TileAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, window: int, scale: float) -> Tensor:
+        query, key, value = _rows(query), _rows(key), _rows(value)
+        batch, time, heads, size = query.shape
+        out = torch.empty(batch, time, heads * size, dtype=query.dtype)
+        log_sums = torch.empty(batch, heads, time)
+        starts = None if starts is None else starts.to(torch.int32).contiguous()
+        library.call(
+            "attention", query, query.stride(1), key, key.stride(1), value, value.stride(1), out, log_sums, starts,
+            batch, time, heads, key.shape[2], size, window, scale,
+        )  # fmt: skip
+        ctx.save_for_backward(query, key, value, out, log_sums, starts)
+        ctx.window, ctx.scale = window, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        query, key, value, out, log_sums, starts = ctx.saved_tensors
+        batch, time, heads, size = query.shape
+        groups = key.shape[2]
+        together = torch.empty(batch, time, heads + 2 * groups, size, dtype=query.dtype)
+        d_query, d_key, d_value = together.split([heads, groups, groups], dim=2)
+        library.call(
+            "attention_backward", query, query.stride(1), key, key.stride(1), value, value.stride(1), out, d_out.contiguous(), log_sums,
+            d_query, d_key, d_value, together.stride(1), starts, batch, time, heads, groups, size, ctx.window, ctx.scale,
+        )  # fmt: skip
+        return d_query, d_key, d_value, None, None, None

@@ -1,0 +1,80 @@
+"""The compiled kernels as Python calls: tensors in, pointers out, one place for argument types."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from owngpt.kernels import build
+
+_P, _L, _I, _F, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_uint32
+
+SIGNATURES: dict[str, tuple[Any, ...]] = {
+    "add_rms_norm": (_P, _P, _P, _P, _P, _P, _L, _L, _F, _U, _F, _U, _I),
+    "add_rms_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _U, _F, _U, _I),
+    "rotate": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _F, _I),
+    "rotate_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _I),
+    "attention": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
+    "attention_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _L, _P, _I, _I, _I, _I, _I, _I, _F, _I),
+    "swiglu": (_P, _P, _L, _L, _I),
+    "swiglu_backward": (_P, _P, _P, _L, _L, _I),
+    "gelu": (_P, _P, _L, _I),
+    "gelu_backward": (_P, _P, _P, _L, _I),
+    "relu2": (_P, _P, _L, _I),
+    "relu2_backward": (_P, _P, _P, _L, _I),
+    "cross_entropy": (_P, _P, _P, _L, _L, _L, _F, _I, _I),
+    "adamw": (_P, _P, _P, _P, _P, _P, _L, _F, _F, _F, _F, _F, _F, _F, _F, _I),
+    "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
+    "apply": (_P, _P, _P, _L, _F, _F, _I),
+}
+WITH_STATUS = ("attention", "attention_backward")
+
+
+@cache
+def functions() -> dict[str, Any] | None:
+    """Name → callable with declared argument types, or None where no library could be built."""
+    library, _ = build.load()
+    if library is None:
+        return None
+    found = {}
+    for name, arguments in SIGNATURES.items():
+        function = getattr(library, f"owngpt_{name}")
+        function.argtypes = arguments
+        function.restype = ctypes.c_int if name in WITH_STATUS else None
+        found[name] = function
+    return found
+
+
+@cache
+def has_tiles() -> bool:
+    """Whether AMX tiles are compiled in and granted by the operating system (attention needs them)."""
+    library, _ = build.load()
+    return library is not None and library.owngpt_has_tiles() == 1
+
+
+def available(*tensors: Tensor) -> bool:
+    """Whether the kernels can take these tensors: on the CPU, bfloat16, and a library that loaded."""
+    return all(tensor.device.type == "cpu" and tensor.dtype == torch.bfloat16 for tensor in tensors) and functions() is not None
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Run one kernel; tensors pass as pointers, None as NULL, and the thread count comes last by itself.
+
+    Raises MemoryError when a kernel could not get its workspace.
+    """
+    table = functions()
+    assert table is not None
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    status = table[name](*values, torch.get_num_threads())
+    if status:
+        raise MemoryError(f"kernel {name} found no memory for its workspace")
+
+
+def status() -> dict[str, Any]:
+    """For ``owngpt doctor``: what runs, and why."""
+    library, reason = build.load()
+    return {"compiled": library is not None, "attention": has_tiles(), "reason": reason}

@@ -1,0 +1,69 @@
+"""Cross-entropy of a linear head without the full logit matrix: a block of rows at a time, gradient made on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from owngpt.kernels import library
+
+BLOCK_VALUES = 32 * 1024 * 1024
+"""Logits held at once (64 MB in bfloat16)."""
+
+
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
+    """scale * sum over rows of -log softmax(hidden weight^T)[target], float32 scalar, nats.
+
+    ``hidden``: (N, C); ``weight``: (V, C); ``targets``: (N,) int64, negative ones are ignored. ``scale`` belongs to the
+    gradient that is computed in the forward pass: pass 1 / (global number of targets) so that no later pass rescales it.
+    """
+    return _LinearCrossEntropy.apply(hidden, weight, targets, scale)  # type: ignore[no-any-return]
+
+
+def _block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient: bool) -> tuple[Tensor, Tensor]:
+    """(losses (n,) float32, gradient like ``logits``); ``logits`` may be overwritten."""
+    if library.available(logits):
+        losses = torch.empty(len(targets))
+        library.call("cross_entropy", logits, targets, losses, len(targets), logits.shape[1], logits.shape[1], scale, int(want_gradient))
+        return losses, logits
+    wide = logits.float()
+    seen = targets >= 0
+    index = targets.clamp(min=0)[:, None]
+    log_probabilities = wide.log_softmax(-1)
+    losses = -log_probabilities.gather(1, index)[:, 0] * seen
+    if not want_gradient:
+        return losses, logits
+    gradient = log_probabilities.exp()
+    gradient.scatter_add_(1, index, torch.full_like(index, -1, dtype=gradient.dtype))
+    return losses, (gradient * (scale * seen)[:, None]).to(logits.dtype)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
+        want_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        rows = max(1, BLOCK_VALUES // weight.shape[0])
+        blocks = range(0, len(targets), rows)
+        total = torch.zeros((), dtype=torch.float64 if hidden.device.type != "mps" else torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if want_gradient else None
+        d_weight: Tensor | None = None
+        for first in blocks:
+            part = hidden[first : first + rows]
+            losses, gradient = _block_gradient(part @ weight.t(), targets[first : first + rows].contiguous(), scale, want_gradient)
+            total += losses.sum(dtype=total.dtype)
+            if d_hidden is not None:
+                torch.mm(gradient, weight, out=d_hidden[first : first + rows])
+                d_part = gradient.t() @ part
+                d_weight = d_part if len(blocks) == 1 else d_part.float() if d_weight is None else d_weight.add_(d_part)
+        ctx.save_for_backward(d_hidden, d_weight)
+        ctx.weight_type = weight.dtype
+        return (total * scale).float()
+
+    @staticmethod
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        d_hidden, d_weight = ctx.saved_tensors
+        if d_loss.device.type != "cpu" or d_loss.item() != 1.0:
+            d_hidden, d_weight = d_hidden * d_loss.to(d_hidden.dtype), d_weight * d_loss.to(d_weight.dtype)
+        return d_hidden, d_weight.to(ctx.weight_type), None, None

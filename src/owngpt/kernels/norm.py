@@ -1,0 +1,66 @@
+"""RMSNorm (arXiv 1910.07467) with the residual sum before it, fused where the kernels run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from owngpt.kernels import library
+from owngpt.kernels.dropout import Dropout
+
+
+def add_rms_norm(x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None = None) -> tuple[Tensor, Tensor]:
+    """Add a sub-layer's update to the residual stream and norm the sum.
+
+    ``x``, ``update``: (..., C). ``weight``: (C,) float32. Returns (sum, normed), both like ``x``;
+    normed = sum / sqrt(mean(sum²) + epsilon) * weight.
+    """
+    if library.available(x):
+        return _AddRMSNorm.apply(x.contiguous(), None if update is None else update.contiguous(), weight, epsilon, dropout)  # type: ignore[no-any-return]
+    if update is not None:
+        x = x + (dropout(update) if dropout else update)
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight.float()
+    return x, normed.to(x.dtype)
+
+
+def _dropout_arguments(dropout: Dropout | None) -> tuple[int, float, int]:
+    return (dropout.threshold, dropout.scale, dropout.seed) if dropout else (0, 1.0, 0)
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        summed = x if update is None else torch.empty_like(x)
+        normed = torch.empty_like(x)
+        rstd = torch.empty(rows, dtype=torch.float32)
+        weight = weight.float()
+        library.call("add_rms_norm", x, update, weight, summed, normed, rstd, rows, width, epsilon, *_dropout_arguments(dropout))
+        ctx.save_for_backward(summed, weight, rstd)
+        ctx.dropout, ctx.with_update = dropout, update is not None
+        ctx.set_materialize_grads(False)
+        if update is None:
+            ctx.mark_non_differentiable()
+            return x.view_as(x), normed
+        return summed, normed
+
+    @staticmethod
+    def backward(ctx: Any, d_summed: Tensor | None, d_normed: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        summed, weight, rstd = ctx.saved_tensors
+        if d_normed is None:
+            d_normed = torch.zeros_like(summed)
+        rows, width = rstd.numel(), weight.numel()
+        d_x = torch.empty_like(summed)
+        d_update = torch.empty_like(summed) if ctx.dropout else None
+        parts = torch.zeros(torch.get_num_threads(), width)
+        d_summed = None if d_summed is None else d_summed.contiguous()
+        library.call(
+            "add_rms_norm_backward", d_summed, d_normed.contiguous(), summed, weight, rstd, d_x, d_update, parts, rows, width,
+            *_dropout_arguments(ctx.dropout),
+        )  # fmt: skip
+        if not ctx.with_update:
+            return d_x, None, parts.sum(0), None, None
+        return d_x, d_x if d_update is None else d_update, parts.sum(0), None, None

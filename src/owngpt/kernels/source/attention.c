@@ -1,0 +1,375 @@
+/* Causal attention, forward and backward (FlashAttention's recomputation, arXiv 2205.14135), on AMX tiles.
+ *
+ * Everything is computed transposed, keys down and queries across: then a query is a vector lane, a row's maximum and sum need no
+ * horizontal steps, and the probabilities come out in just the layout in which the next product reads them.
+ * One task is one (sequence, key-value head); visible keys of query i are start[i] <= j <= i, which says document masks and
+ * sliding windows alike. */
+#include "tiles.h"
+
+#ifdef __AMX_BF16__
+
+enum { BLOCK = 32, PANEL = 64 };
+#define LOG2E 1.44269504f
+
+typedef struct {
+    int batch, time, heads, groups, size, window;
+    float scale;
+    int64_t query_stride, key_stride, value_stride, out_stride; /* elements between tokens */
+    const int32_t *starts;                                      /* batch x time, or NULL */
+} Shape;
+
+static inline int64_t padded(int time) { return ((int64_t)time + PANEL - 1) / PANEL * PANEL; }
+
+/* First visible key of each of the 32 queries of a block; lanes past the end see nothing. Returns the smallest. */
+static int first_visible(const Shape *s, int sequence, int block, int32_t first[BLOCK]) {
+    int lowest = block;
+    for (int lane = 0; lane < BLOCK; lane++) {
+        int i = block + lane, start = 0;
+        if (i >= s->time) { first[lane] = INT32_MAX; continue; }
+        if (s->starts) start = s->starts[(int64_t)sequence * s->time + i];
+        if (s->window && i - s->window + 1 > start) start = i - s->window + 1;
+        first[lane] = start;
+        if (start < lowest) lowest = start;
+    }
+    return lowest;
+}
+
+static inline int highest(const int32_t first[BLOCK]) {
+    int top = 0;
+    for (int lane = 0; lane < BLOCK; lane++) top = first[lane] > top ? first[lane] : top;
+    return top;
+}
+
+static void copy_rows(const bf16 *source, int64_t stride, int time, int size, bf16 *copy) {
+    for (int t = 0; t < time; t++) memcpy(copy + (int64_t)t * size, source + t * stride, sizeof(bf16) * (size_t)size);
+    memset(copy + (int64_t)time * size, 0, sizeof(bf16) * (size_t)(padded(time) - time) * (size_t)size);
+}
+
+/* rows x size -> size x padded rows */
+static void copy_transposed(const bf16 *rows, int64_t length, int size, bf16 *out) {
+    for (int64_t t = 0; t < length; t += 32)
+        for (int d = 0; d < size; d += 32)
+            for (int half = 0; half < 32; half += 16) {
+                __m512i r[16]; /* 16 pairs of tokens, each 16 columns: words are (token 2i, token 2i+1) after interleaving */
+                for (int pair = 0; pair < 16; pair++) {
+                    const bf16 *p = rows + (t + 2 * pair) * size + d + half;
+                    __m512i even = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+                    __m512i odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(p + size)));
+                    r[pair] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
+                }
+                transpose16(r);
+                for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (int64_t)(d + half + i) * length + t, r[i]);
+            }
+}
+
+/* The queries (or output gradients) of one block as B tiles over their columns: [size/32][2] tiles. */
+static void pack_block(const bf16 *source, int64_t stride, int present, int size, bf16 *tiles) {
+    for (int k = 0; k < size / 32; k++)
+        for (int side = 0; side < 2; side++) {
+            int here = present - 16 * side;
+            pack_rows_as_columns(source + 16 * side * stride + 32 * k, stride, here < 0 ? 0 : here, tiles + (2 * k + side) * 512);
+        }
+}
+
+/* out[32 keys][32 queries] = keys (32 x size, row-major) times packed queries */
+static inline void block_product(const bf16 *keys, int size, const bf16 *packed, float *out) {
+    TILES_ZERO();
+    for (int k = 0; k < size / 32; k++)
+        TILES_STEP(keys + 32 * k, keys + 16 * size + 32 * k, size * 2, packed + 2 * k * 512, packed + (2 * k + 1) * 512, 64);
+    TILES_STORE(out, out + 16, out + 16 * BLOCK, out + 16 * BLOCK + 16, BLOCK * 4);
+}
+
+/* [size][32] floats, times factor per lane -> rows of bf16 */
+static void store_transposed(const float *columns, int64_t stride, const float factor[BLOCK], int present, int size, bf16 *out, int64_t out_stride) {
+    for (int side = 0; side < 2; side++) {
+        __m512 f = _mm512_loadu_ps(factor + 16 * side);
+        for (int d = 0; d < size; d += 16) {
+            __m512i r[16];
+            for (int i = 0; i < 16; i++) r[i] = _mm512_castps_si512(_mm512_mul_ps(f, _mm512_loadu_ps(columns + (d + i) * stride + 16 * side)));
+            transpose16(r);
+            for (int i = 0; i < 16 && 16 * side + i < present; i++)
+                _mm256_storeu_si256((__m256i *)(out + (16 * side + i) * out_stride + d), (__m256i)_mm512_cvtneps_pbh(_mm512_castsi512_ps(r[i])));
+        }
+    }
+}
+
+/* Softmax down the columns of scores[j][32] for keys [low, high); probabilities as B tiles over keys; returns sums and log-sums. */
+static void softmax_block(const Shape *s, float *scores, int low, int high, int block, const int32_t first[BLOCK], bf16 *tiles,
+                          float inverse[BLOCK], float log_sum[BLOCK]) {
+    float factor = s->scale * LOG2E;
+    int all_first = highest(first), all_last = block;
+    for (int side = 0; side < 2; side++) {
+        __m512i lane_first = _mm512_loadu_si512(first + 16 * side);
+        __m512i lane_last = _mm512_add_epi32(_mm512_set1_epi32(block + 16 * side), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        __m512 top = _mm512_set1_ps(-1e30f), total = _mm512_setzero_ps();
+        for (int j = low; j < high; j++) {
+            float *row = scores + (int64_t)(j - low) * BLOCK + 16 * side;
+            __m512 value = _mm512_mul_ps(_mm512_loadu_ps(row), _mm512_set1_ps(factor));
+            if (j < all_first || j > all_last) {
+                __m512i key = _mm512_set1_epi32(j);
+                __mmask16 seen = _mm512_cmple_epi32_mask(lane_first, key) & _mm512_cmple_epi32_mask(key, lane_last);
+                value = _mm512_mask_blend_ps(seen, _mm512_set1_ps(-1e30f), value);
+            }
+            top = _mm512_max_ps(top, value);
+            _mm512_storeu_ps(row, value);
+        }
+        top = _mm512_max_ps(top, _mm512_set1_ps(-1e29f)); /* a lane that sees nothing: all its exponentials become zero */
+        for (int j = low; j < high; j += 2) {
+            float *row = scores + (int64_t)(j - low) * BLOCK + 16 * side;
+            __m512 even = exp2_16(_mm512_sub_ps(_mm512_loadu_ps(row), top)), odd = exp2_16(_mm512_sub_ps(_mm512_loadu_ps(row + BLOCK), top));
+            total = _mm512_add_ps(total, _mm512_add_ps(even, odd));
+            int at = (j - low) / 32, pair = (j - low) % 32 / 2;
+            _mm512_storeu_si512(tiles + (2 * at + side) * 512 + pair * 32, pair_up(even, odd));
+        }
+        __m512 safe = _mm512_max_ps(total, _mm512_set1_ps(1e-30f));
+        _mm512_storeu_ps(inverse + 16 * side, _mm512_div_ps(_mm512_set1_ps(1.0f), safe));
+        float sums[16], tops[16];
+        _mm512_storeu_ps(sums, safe);
+        _mm512_storeu_ps(tops, top);
+        for (int i = 0; i < 16; i++) log_sum[16 * side + i] = tops[i] + log2f(sums[i]);
+    }
+}
+
+/* out: batch x time x heads*size; log_sums: batch x heads x time, base 2 and of the scaled scores. Returns 0, or 1 without memory. */
+int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, int64_t key_stride, const bf16 *value, int64_t value_stride,
+                     bf16 *out, float *log_sums, const int32_t *starts, int batch, int time, int heads, int groups, int size,
+                     int window, float scale, int threads) {
+    Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
+    int64_t length = padded(time);
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        char *memory = aligned_alloc(64, (size_t)(length * size * 4 + length * BLOCK * 6 + size * BLOCK * 6 + 4096));
+        if (!memory) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        bf16 *keys = (bf16 *)memory, *values_t = keys + length * size, *tiles = values_t + length * size, *packed = tiles + length * BLOCK;
+        float *scores = (float *)(packed + size * BLOCK), *columns = scores + length * BLOCK;
+        tiles_begin();
+#pragma omp for schedule(static)
+        for (int task = 0; task < batch * groups; task++) {
+            if (!memory) continue;
+            int b = task / groups, g = task % groups;
+            int64_t base = (int64_t)b * time;
+            copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, keys);
+            copy_transposed(keys, length, size, values_t);
+            copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, keys);
+            for (int h = g * (heads / groups); h < (g + 1) * (heads / groups); h++)
+                for (int block = 0; block < time; block += BLOCK) {
+                    int present = time - block < BLOCK ? time - block : BLOCK, high = block + BLOCK;
+                    int32_t first[BLOCK];
+                    float inverse[BLOCK], log_sum[BLOCK];
+                    int low = first_visible(&s, b, block, first) / 32 * 32;
+                    pack_block(query + (base + block) * query_stride + (int64_t)h * size, query_stride, present, size, packed);
+                    for (int j = low; j < high; j += 32) block_product(keys + (int64_t)j * size, size, packed, scores + (int64_t)(j - low) * BLOCK);
+                    softmax_block(&s, scores, low, high, block, first, tiles, inverse, log_sum);
+                    for (int d = 0; d < size; d += 32) {
+                        TILES_ZERO();
+                        for (int j = low; j < high; j += 32) {
+                            const bf16 *p = tiles + (int64_t)(j - low) / 32 * 1024, *v = values_t + (int64_t)d * length + j;
+                            TILES_STEP(v, v + 16 * length, length * 2, p, p + 512, 64);
+                        }
+                        float *c = columns + d * BLOCK;
+                        TILES_STORE(c, c + 16, c + 16 * BLOCK, c + 16 * BLOCK + 16, BLOCK * 4);
+                    }
+                    store_transposed(columns, BLOCK, inverse, present, size, out + (base + block) * s.out_stride + (int64_t)h * size, s.out_stride);
+                    memcpy(log_sums + ((int64_t)b * heads + h) * time + block, log_sum, sizeof(float) * (size_t)present);
+                }
+        }
+        tiles_end();
+        free(memory);
+    }
+    return failed;
+}
+
+typedef struct {
+    bf16 *keys, *values, *keys_t;                              /* [length][size] twice, [size][length] */
+    bf16 *query_columns, *grad_columns;                        /* B tiles over columns, per block of 32 queries */
+    bf16 *query_pairs, *grad_pairs;                            /* B tiles over rows: [length/32][size/16] tiles */
+    bf16 *weights, *slopes, *slope_tiles;                      /* a panel: [64][length] twice; per block [2 steps][2] tiles */
+    float *d_keys, *d_values, *d_query_t;                      /* [length][size] twice, [size][length] */
+    float *delta, *log_sum;                                    /* [length] */
+    float scores[BLOCK * BLOCK], products[BLOCK * BLOCK];
+} Workspace;
+
+static size_t workspace_bytes(int64_t length, int size) {
+    return (size_t)(length * size * (2 * 7 + 4 * 3) + length * PANEL * 6 + length * 8) + 4096;
+}
+
+static void workspace_lay(Workspace *w, char *memory, int64_t length, int size) {
+    bf16 *half = (bf16 *)memory;
+    bf16 **parts[] = {&w->keys, &w->values, &w->keys_t, &w->query_columns, &w->grad_columns, &w->query_pairs, &w->grad_pairs};
+    for (int i = 0; i < 7; i++, half += length * size) *parts[i] = half;
+    w->weights = half, w->slopes = half + length * PANEL, w->slope_tiles = half + 2 * length * PANEL;
+    float *full = (float *)(half + 3 * length * PANEL);
+    w->d_keys = full, w->d_values = full + length * size, w->d_query_t = full + 2 * length * size;
+    w->delta = full + 3 * length * size, w->log_sum = w->delta + length;
+}
+
+/* All that one head's queries bring to the products, and delta = sum(d_out * out) per query. */
+static void load_head(const Shape *s, Workspace *w, const bf16 *query, const bf16 *out, const bf16 *d_out, const float *log_sums, int64_t length) {
+    int size = s->size;
+    for (int block = 0; block < length; block += BLOCK) {
+        int present = s->time - block < BLOCK ? s->time - block : BLOCK;
+        if (present < 0) present = 0;
+        const bf16 *q = query + block * s->query_stride, *g = d_out + block * s->out_stride, *o = out + block * s->out_stride;
+        pack_block(q, s->query_stride, present, size, w->query_columns + (int64_t)block * size);
+        pack_block(g, s->out_stride, present, size, w->grad_columns + (int64_t)block * size);
+        for (int d = 0; d < size; d += 16) {
+            pack_row_pairs(q + d, s->query_stride, present, w->query_pairs + (int64_t)block * size + d * 32);
+            pack_row_pairs(g + d, s->out_stride, present, w->grad_pairs + (int64_t)block * size + d * 32);
+        }
+        for (int i = 0; i < BLOCK; i++) {
+            float dot = 0.0f;
+            if (i < present)
+#pragma omp simd reduction(+ : dot)
+                for (int d = 0; d < size; d++) dot += to_float(g[i * s->out_stride + d]) * to_float(o[i * s->out_stride + d]);
+            w->delta[block + i] = dot;
+            w->log_sum[block + i] = i < present ? log_sums[block + i] : 1e30f;
+        }
+    }
+}
+
+/* Probabilities and their slopes of 32 keys x 32 queries: rows for the key-side products, tiles for the query side. */
+static void slope_block(const Shape *s, Workspace *w, int j0, int block, const int32_t first[BLOCK], int all_first, bf16 *weights, bf16 *slopes,
+                        int64_t length, bf16 *tiles) {
+    for (int side = 0; side < 2; side++) {
+        __m512 log_sum = _mm512_loadu_ps(w->log_sum + block + 16 * side), delta = _mm512_loadu_ps(w->delta + block + 16 * side);
+        __m512 factor = _mm512_set1_ps(s->scale * LOG2E), scale = _mm512_set1_ps(s->scale);
+        __m512i lane_first = _mm512_loadu_si512(first + 16 * side);
+        __m512i lane_last = _mm512_add_epi32(_mm512_set1_epi32(block + 16 * side), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+        for (int j = 0; j < BLOCK; j += 2) {
+            __m512 slope[2];
+            for (int odd = 0; odd < 2; odd++) {
+                int at = (j + odd) * BLOCK + 16 * side;
+                __m512 p = exp2_16(_mm512_fmsub_ps(_mm512_loadu_ps(w->scores + at), factor, log_sum));
+                if (j0 + j + odd < all_first || j0 + j + odd > block) {
+                    __m512i key = _mm512_set1_epi32(j0 + j + odd);
+                    p = _mm512_maskz_mov_ps(_mm512_cmple_epi32_mask(lane_first, key) & _mm512_cmple_epi32_mask(key, lane_last), p);
+                }
+                slope[odd] = _mm512_mul_ps(_mm512_mul_ps(p, scale), _mm512_sub_ps(_mm512_loadu_ps(w->products + at), delta));
+                _mm256_storeu_si256((__m256i *)(weights + (j + odd) * length + 16 * side), (__m256i)_mm512_cvtneps_pbh(p));
+                _mm256_storeu_si256((__m256i *)(slopes + (j + odd) * length + 16 * side), (__m256i)_mm512_cvtneps_pbh(slope[odd]));
+            }
+            _mm512_storeu_si512(tiles + side * 512 + j / 2 * 32, pair_up(slope[0], slope[1]));
+        }
+    }
+}
+
+/* sum[64 keys][size] += panel rows (64 x queries [from, to)) times the head's pairs */
+static void panel_product(const bf16 *panel, int64_t length, const bf16 *pairs, int from, int to, int size, float *sum) {
+    for (int half = 0; half < PANEL; half += 32)
+        for (int d = 0; d < size; d += 32) {
+            float *c = sum + (int64_t)half * size + d;
+            TILES_LOAD(c, c + 16, c + 16 * size, c + 16 * size + 16, size * 4);
+            for (int i = from; i < to; i += 32) {
+                const bf16 *a = panel + half * length + i, *b = pairs + (int64_t)i * size + d * 32;
+                TILES_STEP(a, a + 16 * length, length * 2, b, b + 512, 64);
+            }
+            TILES_STORE(c, c + 16, c + 16 * size, c + 16 * size + 16, size * 4);
+        }
+}
+
+/* d_query_t[size][32 queries] += keys_t (size x 64 keys) times the slopes of the panel */
+static void query_product(const Workspace *w, int j0, int block, int64_t length, int size, const bf16 *tiles) {
+    for (int d = 0; d < size; d += 32) {
+        float *c = w->d_query_t + (int64_t)d * length + block;
+        TILES_LOAD(c, c + 16, c + 16 * length, c + 16 * length + 16, length * 4);
+        for (int step = 0; step < 2; step++) {
+            const bf16 *a = w->keys_t + (int64_t)d * length + j0 + 32 * step;
+            TILES_STEP(a, a + 16 * length, length * 2, tiles + step * 1024, tiles + step * 1024 + 512, 64);
+        }
+        TILES_STORE(c, c + 16, c + 16 * length, c + 16 * length + 16, length * 4);
+    }
+}
+
+static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t length) {
+    int size = s->size;
+    memset(w->d_query_t, 0, sizeof(float) * (size_t)(length * size));
+    for (int j0 = 0; j0 < s->time; j0 += PANEL) {
+        int from = j0, to = (int)length;
+        for (int block = from; block < to; block += BLOCK) {
+            int32_t first[BLOCK];
+            int lowest = first_visible(s, sequence, block, first), all_first = highest(first);
+            bf16 *tiles = w->slope_tiles + (int64_t)block * PANEL;
+            if (lowest >= j0 + PANEL || block >= s->time) { /* nobody here sees this panel */
+                for (int j = 0; j < PANEL; j++) {
+                    memset(w->weights + j * length + block, 0, BLOCK * sizeof(bf16));
+                    memset(w->slopes + j * length + block, 0, BLOCK * sizeof(bf16));
+                }
+                continue;
+            }
+            for (int half = 0; half < PANEL; half += 32) {
+                const bf16 *columns = w->query_columns + (int64_t)block * size, *grads = w->grad_columns + (int64_t)block * size;
+                block_product(w->keys + (int64_t)(j0 + half) * size, size, columns, w->scores);
+                block_product(w->values + (int64_t)(j0 + half) * size, size, grads, w->products);
+                slope_block(s, w, j0 + half, block, first, all_first, w->weights + half * length + block, w->slopes + half * length + block, length,
+                            tiles + half / 32 * 1024);
+            }
+            query_product(w, j0, block, length, size, tiles);
+        }
+        panel_product(w->weights, length, w->grad_pairs, from, to, size, w->d_values + (int64_t)j0 * size);
+        panel_product(w->slopes, length, w->query_pairs, from, to, size, w->d_keys + (int64_t)j0 * size);
+    }
+}
+
+static void store_rows(const float *rows, int time, int size, bf16 *out, int64_t stride) {
+    for (int t = 0; t < time; t++)
+        for (int d = 0; d < size; d += 16)
+            _mm256_storeu_si256((__m256i *)(out + t * stride + d), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(rows + (int64_t)t * size + d)));
+}
+
+/* d_query, d_key, d_value share one row stride. */
+int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf16 *key, int64_t key_stride, const bf16 *value, int64_t value_stride,
+                              const bf16 *out, const bf16 *d_out, const float *log_sums, bf16 *d_query, bf16 *d_key, bf16 *d_value,
+                              int64_t d_stride, const int32_t *starts, int batch, int time, int heads, int groups, int size, int window,
+                              float scale, int threads) {
+    Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
+    int64_t length = padded(time);
+    int failed = 0;
+    float ones[BLOCK];
+    for (int i = 0; i < BLOCK; i++) ones[i] = 1.0f;
+#pragma omp parallel num_threads(threads)
+    {
+        Workspace *w = aligned_alloc(64, (sizeof(Workspace) + 63) / 64 * 64);
+        char *memory = aligned_alloc(64, (workspace_bytes(length, size) + 63) / 64 * 64);
+        if (!memory || !w) {
+#pragma omp atomic write
+            failed = 1;
+        } else {
+            workspace_lay(w, memory, length, size);
+        }
+        tiles_begin();
+#pragma omp for schedule(static)
+        for (int task = 0; task < batch * groups; task++) {
+            if (!memory || !w) continue;
+            int b = task / groups, g = task % groups;
+            int64_t base = (int64_t)b * time;
+            copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, w->keys);
+            copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, w->values);
+            copy_transposed(w->keys, length, size, w->keys_t);
+            memset(w->d_keys, 0, sizeof(float) * (size_t)(2 * length * size));
+            for (int h = g * (heads / groups); h < (g + 1) * (heads / groups); h++) {
+                int64_t at = base * s.out_stride + (int64_t)h * size;
+                load_head(&s, w, query + base * query_stride + (int64_t)h * size, out + at, d_out + at, log_sums + ((int64_t)b * heads + h) * time, length);
+                head_backward(&s, w, b, length);
+                for (int block = 0; block < time; block += BLOCK)
+                    store_transposed(w->d_query_t + block, length, ones, time - block < BLOCK ? time - block : BLOCK, size,
+                                     d_query + (base + block) * d_stride + (int64_t)h * size, d_stride);
+            }
+            store_rows(w->d_keys, time, size, d_key + base * d_stride + (int64_t)g * size, d_stride);
+            store_rows(w->d_values, time, size, d_value + base * d_stride + (int64_t)g * size, d_stride);
+        }
+        tiles_end();
+        free(memory);
+        free(w);
+    }
+    return failed;
+}
+
+/* Ask the kernel for the tile registers, once a process. 1 if they are ours to use. */
+int owngpt_has_tiles(void) { return syscall(SYS_arch_prctl, TILE_PERMISSION, TILE_DATA) == 0; }
+#else
+int owngpt_has_tiles(void) { return 0; }
+#endif
