@@ -16,8 +16,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from owngpt.config.files import storage_errors
 from owngpt.data.corpus import Corpus, TextSplit
-from owngpt.data.files import Progress, own_folder, read_json, storage_errors, write_json
+from owngpt.data.files import Progress, own_folder, read_json, write_json
 from owngpt.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -140,7 +141,7 @@ def _reusable(folder: Path, made_from: dict[str, Any]) -> PreparedData | None:
 
 
 def _is_ours(name: str) -> bool:
-    return name == MANIFEST or name.startswith(("train-", "validation-", f".{MANIFEST}"))
+    return name == MANIFEST or name.startswith(("train-", "validation-", f".{MANIFEST}"))  # the last: an interrupted write
 
 
 def _remove_old(folder: Path) -> None:

@@ -1,0 +1,161 @@
+"""Near-duplicate documents by MinHash and locality-sensitive hashing.
+
+A document becomes the set of all runs of SHINGLE_BYTES bytes of its text without spaces, punctuation and case, which
+works for every language without cutting it into words. MinHash (Broder, "On the resemblance and containment of
+documents", 1997) estimates the Jaccard similarity of two such sets; banding (Leskovec, Rajaraman, Ullman, "Mining of
+Massive Datasets", section 3.4) finds the pairs worth comparing without comparing all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import numpy as np
+
+PERMUTATIONS = 128
+SHINGLE_BYTES = 24
+_CHUNK_BYTES = 4 * 2**20
+_SEED = 1
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_IGNORED = b" \t\r\n\x0b\x0c!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
+_LOWER = bytes(range(256)).lower()
+
+
+class Signatures:
+    """Collects the MinHash signature of each document; a long document may be added in parts."""
+
+    def __init__(self) -> None:
+        self._rows: list[np.ndarray] = []
+        self._pending: list[tuple[int, bytes]] = []
+        self._pending_bytes = 0
+        self._tail = b""
+        self._count = 0
+
+    def add(self, text: bytes, *, last: bool = True) -> None:
+        """Add a document's UTF-8 `text`, or with `last` False a part of it (the next call goes on with it)."""
+        kept = self._tail + text.translate(_LOWER, _IGNORED)
+        self._tail = b"" if last else kept[-(SHINGLE_BYTES - 1) :]
+        self._pending.append((self._count, kept))
+        self._pending_bytes += len(kept)
+        self._count += last
+        if self._pending_bytes >= _CHUNK_BYTES:
+            self._flush()
+
+    def matrix(self) -> np.ndarray:
+        """Signatures (documents, PERMUTATIONS) uint32; all ones for a document too short to compare."""
+        self._flush()
+        return np.stack(self._rows) if self._rows else np.empty((0, PERMUTATIONS), dtype=np.uint32)
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        signatures = _minhash([text for _, text in self._pending])
+        for (number, _), signature in zip(self._pending, signatures, strict=True):
+            if number < len(self._rows):
+                # The minimum over a union is the minimum of the minima.
+                np.minimum(self._rows[number], signature, out=self._rows[number])
+            else:
+                self._rows.append(signature)
+        self._pending, self._pending_bytes = [], 0
+
+
+def groups(signatures: np.ndarray, threshold: float) -> np.ndarray:
+    """For each document (N,) int64 the number of the first document of its group of near-duplicates (itself if alone).
+
+    Two documents are joined when at least `threshold` of their signatures agree; groups are the connected parts.
+    """
+    parents = np.arange(len(signatures), dtype=np.int64)
+    comparable = np.flatnonzero((signatures != np.uint32(0xFFFFFFFF)).any(axis=1)) if len(signatures) else parents
+    if len(comparable) < 2:
+        return parents
+    rows = signatures[comparable]
+    first, second = _candidates(rows, _rows_per_band(threshold))
+    alike = (rows[first] == rows[second]).mean(axis=1) >= threshold
+    for one, other in zip(comparable[first[alike]], comparable[second[alike]], strict=True):
+        _join(parents, int(one), int(other))
+    for number in range(len(parents)):
+        parents[number] = _root(parents, number)
+    return parents
+
+
+def _minhash(texts: Sequence[bytes]) -> np.ndarray:
+    from rensa import RMinHash
+
+    hashes = [_shingle_hashes(text) for text in texts]
+    offsets = np.zeros(len(texts) + 1, dtype=np.uint64)
+    np.cumsum([len(values) for values in hashes], out=offsets[1:])
+    digest = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashes), offsets, PERMUTATIONS, _SEED)
+    signatures = np.array(digest.to_rows(), dtype=np.uint32).reshape(len(texts), PERMUTATIONS)
+    signatures[np.diff(offsets) == 0] = np.uint32(0xFFFFFFFF)
+    return signatures
+
+
+def _shingle_hashes(text: bytes) -> np.ndarray:
+    """A 64-bit hash of every run of SHINGLE_BYTES bytes, by doubling: the hash of 2n bytes is made of two of n."""
+    values = np.frombuffer(text, dtype=np.uint8).astype(np.uint64)
+    if len(values) < SHINGLE_BYTES:
+        return np.empty(0, dtype=np.uint64)
+    values += np.uint64(1)
+    by_width = {1: values}
+    for width in (1, 2, 4, 8):
+        by_width[2 * width] = _pair(by_width[width], by_width[width], width)
+    hashes = _pair(by_width[16], by_width[8], 16)
+    hashes ^= hashes >> np.uint64(29)
+    return cast("np.ndarray", hashes)
+
+
+def _pair(first: np.ndarray, second: np.ndarray, distance: int) -> np.ndarray:
+    count = len(second) - distance
+    mixed = first[:count] * _MULTIPLIER
+    mixed ^= mixed >> np.uint64(31)
+    mixed += second[distance:]
+    return mixed
+
+
+def _rows_per_band(threshold: float) -> int:
+    """The longest band that still finds nearly all pairs at `threshold`: a miss has probability (1 - t^r)^(n/r)."""
+    sizes: Iterable[int] = (32, 16, 8, 4, 2)
+    return next((rows for rows in sizes if (1 - threshold**rows) ** (PERMUTATIONS // rows) < 0.01), 1)
+
+
+def _candidates(rows: np.ndarray, rows_per_band: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of row numbers that share a band, each with the first row of that band's bucket and with its neighbour in it."""
+    pairs = [np.empty(0, dtype=np.int64)]
+    for start in range(0, PERMUTATIONS, rows_per_band):
+        order, same = _buckets(_band_hashes(rows[:, start : start + rows_per_band]))
+        first_of = np.zeros(len(order), dtype=np.int64)
+        first_of[~same] = np.flatnonzero(~same)
+        first_of = order[np.maximum.accumulate(first_of)]
+        places = np.flatnonzero(same)
+        for others in (first_of[places], order[places - 1]):
+            pairs.append(others * len(rows) + order[places])
+    return cast("tuple[np.ndarray, np.ndarray]", np.divmod(np.unique(np.concatenate(pairs)), len(rows)))
+
+
+def _band_hashes(band: np.ndarray) -> np.ndarray:
+    hashes = np.zeros(len(band), dtype=np.uint64)
+    for column in band.T:
+        hashes = (hashes ^ column) * _MULTIPLIER
+        hashes ^= hashes >> np.uint64(31)
+    return hashes
+
+
+def _buckets(hashes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers sorted by hash, and for each place in that order whether it shares its hash with the place before."""
+    order = np.argsort(hashes, kind="stable")
+    same = np.zeros(len(order), dtype=bool)
+    same[1:] = hashes[order][1:] == hashes[order][:-1]
+    return order, same
+
+
+def _root(parents: np.ndarray, number: int) -> int:
+    while parents[number] != number:
+        parents[number] = parents[parents[number]]
+        number = int(parents[number])
+    return number
+
+
+def _join(parents: np.ndarray, one: int, other: int) -> None:
+    low, high = sorted((_root(parents, one), _root(parents, other)))
+    parents[high] = low  # the first document stands for its group
