@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizers (train, load, incremental decoding), chat templates, language statistics."""
