@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from owngpt.cli import output
@@ -42,6 +44,8 @@ class Conversation:
         self.templated = bool(model.tokenizer.chat_template)
 
     def run(self) -> None:
+        if sys.stdin.isatty() and find_spec("readline"):
+            import_module("readline")  # gives input() its history and editing
         kind = "It talks." if self.templated else "It has no chat template, so it continues your text."
         output.say(f"{kind} /reset starts over, /quit leaves, Ctrl-C stops an answer.")
         while (line := self._read()) is not None:
@@ -55,11 +59,6 @@ class Conversation:
 
     def _read(self) -> str | None:
         """One line, or None at the end of the input."""
-        if sys.stdin.isatty():
-            try:
-                import readline  # noqa: F401  (gives input() history and editing)
-            except ImportError:
-                pass
         while True:
             try:
                 return input("> " if sys.stdin.isatty() else "")

@@ -50,7 +50,7 @@ def prepare(
         Leave wrongly decoded text as it is.
     """
     if not sources and not corpus:
-        raise UsageError("nothing to prepare: name a file or folder, as in `owngpt data prepare books/ -o data`, or use --corpus NAME")
+        raise UsageError("nothing to prepare: name files or folders (`owngpt data prepare books/ -o data`) or use --corpus NAME")
     settings = {
         "deduplicate": not no_deduplicate,
         "near_duplicates": not (no_near_duplicates or no_deduplicate),

@@ -30,7 +30,7 @@ def evaluate(
     context_length
         Tokens the model sees at most; without it, as many as it was made for.
     stride
-        Tokens by which the window moves on; smaller gives every token more context and takes longer. Without it, half the context.
+        Tokens by which the window moves on; smaller gives tokens more context and takes longer. Without it, half the context.
     """
     for name, value in (("context_length", context_length), ("stride", stride)):
         if value is not None:
@@ -38,7 +38,8 @@ def evaluate(
 
     from owngpt import api
 
-    score = api.evaluate(model, data=data, context_length=context_length, stride=stride).to_dict()
+    with output.counter("tokens scored") as progress:
+        score = api.evaluate(model, data=data, context_length=context_length, stride=stride, progress=progress).to_dict()
     if json:
         return score
     output.print_pairs({name.replace("_", " "): _shown(value) for name, value in score.items()})

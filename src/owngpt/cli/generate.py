@@ -39,7 +39,7 @@ def generate(
 
     loaded = api.load(model)
     if json:
-        return {"model": model, "prompt": text, "texts": _texts(loaded.generate(text, **options))}
+        return {"model": model, "prompt": text, "generations": loaded.generations(text, **options)}
     if settings.num_return_sequences > 1 or settings.num_beams > 1:
         _print_several(text, _texts(loaded.generate(text, **options)))
         return None

@@ -127,7 +127,7 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
         if debug:
             raise
         detail = " ".join(str(error).split()) or "no message"
-        return _fail(f"this is a fault of OwnGPT itself: {type(error).__name__}: {detail}; run again with --debug to see where", 1)
+        return _fail(f"a fault of OwnGPT itself: {type(error).__name__}: {detail}; run again with --debug to see where", 1)
 
 
 def _sentence(error: CycloptsError) -> str:

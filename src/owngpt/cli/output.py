@@ -7,6 +7,8 @@ import json
 import math
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,20 @@ def plain(value: Any) -> Any:
 def say(message: str) -> None:
     """One line for the person who waits, on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None] | None]:
+    """A callback that keeps a running count in one line of the terminal; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+
+    def show(count: int) -> None:
+        print(f"\r{count:,} {what}", end="", file=sys.stderr, flush=True)
+
+    yield show
+    print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # back to the start of the line, and wipe it
 
 
 def print_pairs(pairs: dict[str, Any], *, indent: str = "") -> None:

@@ -16,7 +16,8 @@ def option(name: str) -> str:
 def at_least(name: str, value: float, minimum: float) -> None:
     """Raise UsageError unless ``value`` is finite and not below ``minimum``."""
     if not math.isfinite(value) or value < minimum:
-        raise UsageError(f"{option(name)} is {value}, but must be at least {minimum}; for example {option(name)} {_example(minimum)}")
+        example = max(1, minimum)
+        raise UsageError(f"{option(name)} is {value}, but must be at least {minimum}; for example {option(name)} {example}")
 
 
 def above(name: str, value: float, limit: float, *, example: float) -> None:
@@ -38,7 +39,3 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise UsageError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise UsageError(f"{option(name)} is {value!r}, but must be one of: {', '.join(choices)}")
-
-
-def _example(minimum: float) -> float:
-    return max(1, minimum) if float(minimum).is_integer() else minimum

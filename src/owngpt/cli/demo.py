@@ -1,0 +1,64 @@
+"""``owngpt demo``"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from owngpt.cli.options import Json, Quiet
+from owngpt.cli.output import say
+from owngpt.cli.train import print_result
+from owngpt.config.training import TrainConfig
+
+DEFAULT_CORPUS = "python-stdlib"
+
+
+def demo(
+    *,
+    corpus: str = DEFAULT_CORPUS,
+    minutes: float = 3.0,
+    output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> dict[str, Any] | None:
+    """Train a small model and show what it can do.
+
+    Parameters
+    ----------
+    corpus
+        A named corpus; the built-in one needs no network.
+    minutes
+        The time to take, everything included.
+    output
+        The model folder to make; without it, a new one named owngpt-demo here.
+    """
+    TrainConfig(corpus=corpus, minutes=minutes)
+    folder = output or _new_folder(Path("owngpt-demo"))
+    say(f"Training on {corpus} for {minutes:g} minutes; the model will be in {folder}.")
+
+    from owngpt import api
+
+    result = api.train([], output=folder, corpus=corpus, minutes=minutes, quiet=quiet)
+    if json:
+        return result.to_dict()
+    print("\nWhat it makes of openings it never saw:")
+    for sample in result.samples:
+        print(f"\n--- {_indented(sample['prompt'])}\n... {_indented(sample['text'])}")
+    print()
+    print_result(result)
+    return None
+
+
+def _indented(text: str) -> str:
+    return text.strip("\n").replace("\n", "\n    ")
+
+
+def _new_folder(wanted: Path) -> Path:
+    """``wanted``, or the first of wanted-2, wanted-3 … that does not exist: an earlier demo is never overwritten."""
+    number, folder = 1, wanted
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    return folder
