@@ -6,6 +6,7 @@ Shape letters: B batch, T time (tokens), C hidden size, H query heads, G key-val
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -90,6 +91,13 @@ class GPT(nn.Module):
         self.register_buffer("cosines", cosines, persistent=False)
         self.register_buffer("sines", sines, persistent=False)
         self._initialise(generator)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:
+        """Move or convert the parameters; the rotary tables go along but stay float32, as the kernels read them."""
+        super()._apply(fn, recurse)
+        tables = rotary_tables(self.cosines.shape[0], 2 * self.cosines.shape[1], self.config.rotary_base)
+        self.cosines, self.sines = (table.to(self.cosines.device) for table in tables)
+        return self
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
