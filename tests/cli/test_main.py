@@ -104,7 +104,8 @@ def test_wrong_usage_is_one_sentence_and_exit_code_2(capsys, arguments, words):
 
 
 def test_wrong_usage_never_imports_torch():
-    code = "import sys; from owngpt.cli.main import main; main(['train', 'x', '-o', 'y', '--minutes', '0']); print('torch' in sys.modules)"
+    wrong = ["train", "x", "-o", "y", "--minutes", "0"]
+    code = f"import sys; from owngpt.cli.main import main; main({wrong}); print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert result.stdout.strip() == "False"
 

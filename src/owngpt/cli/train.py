@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from owngpt.cli.options import Json, Quiet, options_of
 from owngpt.cli.output import print_pairs
 from owngpt.config.settings_file import read_settings
-from owngpt.config.training import TrainConfig
+from owngpt.config.training import TrainConfig, merged
 from owngpt.errors import UsageError
 
 TrainOptions = options_of(TrainConfig)
@@ -41,8 +41,7 @@ def train(
     dry_run
         Print the plan and its reasons, and stop.
     """
-    settings = read_settings(config, TrainConfig) if config else {}
-    settings.update(options or {})
+    settings = merged(read_settings(config, TrainConfig) if config else {}, options or {})
     TrainConfig(**settings)
     if not sources and not settings.get("corpus") and not resume:
         raise UsageError("nothing to train on: name a file or folder, as in `owngpt train books/ -o out`, or use --corpus NAME")

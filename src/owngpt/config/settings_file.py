@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from owngpt.errors import UsageError
 
@@ -15,29 +16,64 @@ MAX_BYTES = 1_000_000
 def read_settings(path: Path, record: type) -> dict[str, Any]:
     """The fields of ``record`` that a YAML file sets; ``learning-rate`` and ``learning_rate`` both count.
 
-    Raises UsageError when the file cannot be read, is not a mapping of names to values, or names an unknown field.
+    Raises UsageError when the file cannot be read, is not a mapping of names to values, names an unknown field, or
+    gives a field a value of another type.
     """
+    values = _load(path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"the settings file {path} must hold lines of `name: value`, not a {type(values).__name__}")
+    hints = get_type_hints(record)
+    known = [field.name for field in dataclasses.fields(record)]
+    settings: dict[str, Any] = {}
+    for key, value in values.items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
+            raise UsageError(f"the settings file {path} names {key!r}, which is no setting{hint}")
+        settings[name] = _fitted(path, name, value, hints[name])
+    return settings
+
+
+def _load(path: Path) -> Any:
     import yaml
 
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path} is larger than {MAX_BYTES:,} bytes; a settings file holds a few lines of `name: value`")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UsageError(f"there is no settings file {path}; check the path given to --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"the settings file {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:
         raise UsageError(f"the settings file {path} is not YAML: {' '.join(str(error).split())}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"the settings file {path} must hold lines of `name: value`, not a {type(values).__name__}")
-    settings = {str(name).replace("-", "_"): value for name, value in values.items()}
-    known = [field.name for field in dataclasses.fields(record)]
-    for name in settings:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"
-            raise UsageError(f"the settings file {path} names {name!r}, which is no setting{hint}")
-    return settings
+
+
+def _fitted(path: Path, name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the field's type; YAML reads ``1e-3`` as text and ``10`` as a whole number, both are fine for a float."""
+    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    for kind in kinds:
+        if get_origin(kind) is Literal and value in get_args(kind):
+            return value
+        if kind in (bool, str) and isinstance(value, kind):
+            return value
+        if kind is int and isinstance(value, int) and not isinstance(value, bool):
+            return value
+        if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+            try:
+                return float(value)
+            except ValueError:
+                continue
+    wanted = " or ".join(_named(kind) for kind in kinds if kind is not NoneType)
+    raise UsageError(f"the settings file {path} gives {name} the value {value!r}, but it must be {wanted}")
+
+
+def _named(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(str, get_args(kind)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, str(kind))

@@ -1,0 +1,60 @@
+"""Configuration records refuse values out of range, with the value, the limit and the option's name."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from owngpt.config.data import DataConfig
+from owngpt.config.generation import GenerationConfig
+from owngpt.config.training import TrainConfig
+from owngpt.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("record", "settings", "words"),
+    [
+        (GenerationConfig, {"max_new_tokens": 0}, ["--max-new-tokens", "0", "at least 1"]),
+        (GenerationConfig, {"temperature": -0.1}, ["--temperature", "-0.1"]),
+        (GenerationConfig, {"temperature": math.inf}, ["--temperature", "inf"]),
+        (GenerationConfig, {"top_p": 1.5}, ["--top-p", "1.5"]),
+        (GenerationConfig, {"min_p": math.nan}, ["--min-p", "nan"]),
+        (GenerationConfig, {"repetition_penalty": 0}, ["--repetition-penalty", "more than 0"]),
+        (GenerationConfig, {"stop": ("",)}, ["--stop"]),
+        (GenerationConfig, {"num_beams": 2, "num_return_sequences": 3}, ["--num-return-sequences 3", "--num-beams 2"]),
+        (GenerationConfig, {"seed": -1}, ["--seed", "-1"]),
+        (DataConfig, {"validation_fraction": 0.0}, ["--validation-fraction"]),
+        (DataConfig, {"validation_fraction": 0.9}, ["--validation-fraction", "0.9"]),
+        (DataConfig, {"workers": -1}, ["--workers"]),
+        (TrainConfig, {"minutes": 0}, ["minutes", "0"]),
+        (TrainConfig, {"minutes": math.nan}, ["minutes", "nan"]),
+        (TrainConfig, {"steps": 0}, ["steps", "0"]),
+        (TrainConfig, {"minutes": 1, "steps": 1}, ["--minutes", "--steps"]),
+        (TrainConfig, {"preset": "gpt5"}, ["gpt5", "gpt2-medium"]),
+        (TrainConfig, {"dropout": 1.0}, ["dropout", "1.0"]),
+        (TrainConfig, {"layers": 0}, ["layers", "0"]),
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_named_with_its_limit(record, settings, words):
+    with pytest.raises(UsageError) as caught:
+        record(**settings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("record", [GenerationConfig, DataConfig, TrainConfig])
+def test_records_are_frozen_and_every_field_has_a_help_text(record):
+    from docstring_parser import parse_from_object
+
+    config = record()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+    helped = {parameter.arg_name for parameter in parse_from_object(record).params if parameter.description}
+    assert helped == {field.name for field in dataclasses.fields(record)}
+
+
+def test_one_stop_text_may_be_given_as_it_is():
+    assert GenerationConfig(stop="end").stop == ("end",)
