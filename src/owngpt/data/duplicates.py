@@ -8,7 +8,7 @@ Massive Datasets", section 3.4) finds the pairs worth comparing without comparin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
 import numpy as np
@@ -16,8 +16,16 @@ import numpy as np
 PERMUTATIONS = 128
 SHINGLE_BYTES = 24
 _CHUNK_BYTES = 4 * 2**20
+_BLOCK_BYTES = 64 * 2**10
 _SEED = 1
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+# Odd constants of one multiplicative hash a doubling (fractional parts of square roots of primes).
+_MULTIPLIERS = {
+    1: np.uint64(0x6A09E667F3BCC909),
+    2: np.uint64(0xBB67AE8584CAA73B),
+    4: np.uint64(0x3C6EF372FE94F82B),
+    8: np.uint64(0xA54FF53A5F1D36F1),
+    16: np.uint64(0x510E527FADE682D1),
+}
 _IGNORED = b" \t\r\n\x0b\x0c!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 _LOWER = bytes(range(256)).lower()
 
@@ -82,18 +90,34 @@ def groups(signatures: np.ndarray, threshold: float) -> np.ndarray:
 def _minhash(texts: Sequence[bytes]) -> np.ndarray:
     from rensa import RMinHash
 
-    hashes = [_shingle_hashes(text) for text in texts]
+    counts = [max(len(text) - SHINGLE_BYTES + 1, 0) for text in texts]
     offsets = np.zeros(len(texts) + 1, dtype=np.uint64)
-    np.cumsum([len(values) for values in hashes], out=offsets[1:])
-    digest = RMinHash.digest_matrix_from_flat_token_hashes(np.concatenate(hashes), offsets, PERMUTATIONS, _SEED)
+    np.cumsum(counts, out=offsets[1:])
+    hashes = np.concatenate([_shingle_hashes(block) for block in _blocks(texts)])
+    digest = RMinHash.digest_matrix_from_flat_token_hashes(hashes, offsets, PERMUTATIONS, _SEED)
     signatures = np.array(digest.to_rows(), dtype=np.uint32).reshape(len(texts), PERMUTATIONS)
-    signatures[np.diff(offsets) == 0] = np.uint32(0xFFFFFFFF)
+    signatures[np.array(counts) == 0] = np.uint32(0xFFFFFFFF)
     return signatures
 
 
-def _shingle_hashes(text: bytes) -> np.ndarray:
-    """A 64-bit hash of every run of SHINGLE_BYTES bytes, by doubling: the hash of 2n bytes is made of two of n."""
-    values = np.frombuffer(text, dtype=np.uint8).astype(np.uint64)
+def _blocks(texts: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """Texts hashed together: many at once because numpy is slow on small arrays, few enough to stay in the cache."""
+    block: list[bytes] = []
+    size = 0
+    for text in texts:
+        block.append(text)
+        size += len(text)
+        if size >= _BLOCK_BYTES:
+            yield block
+            block, size = [], 0
+    if block:
+        yield block
+
+
+def _shingle_hashes(texts: list[bytes]) -> np.ndarray:
+    """A 64-bit hash of every run of SHINGLE_BYTES bytes within a text, by doubling: the hash of 2n bytes is made of two of n."""
+    ends = np.cumsum([len(text) for text in texts])
+    values = np.frombuffer(b"".join(texts), dtype=np.uint8).astype(np.uint64)
     if len(values) < SHINGLE_BYTES:
         return np.empty(0, dtype=np.uint64)
     values += np.uint64(1)
@@ -101,14 +125,16 @@ def _shingle_hashes(text: bytes) -> np.ndarray:
     for width in (1, 2, 4, 8):
         by_width[2 * width] = _pair(by_width[width], by_width[width], width)
     hashes = _pair(by_width[16], by_width[8], 16)
-    hashes ^= hashes >> np.uint64(29)
-    return cast("np.ndarray", hashes)
+    hashes ^= hashes >> np.uint64(31)
+    hashes *= _MULTIPLIERS[1]
+    inside = np.ones(len(values), dtype=bool)  # a run that begins in the last bytes of a text reaches into the next one
+    inside[np.maximum(ends[:, None] - np.arange(1, SHINGLE_BYTES), 0).ravel()] = False
+    return cast("np.ndarray", hashes[inside[: len(hashes)]])
 
 
 def _pair(first: np.ndarray, second: np.ndarray, distance: int) -> np.ndarray:
     count = len(second) - distance
-    mixed = first[:count] * _MULTIPLIER
-    mixed ^= mixed >> np.uint64(31)
+    mixed = first[:count] * _MULTIPLIERS[distance]
     mixed += second[distance:]
     return mixed
 
@@ -136,7 +162,7 @@ def _candidates(rows: np.ndarray, rows_per_band: int) -> tuple[np.ndarray, np.nd
 def _band_hashes(band: np.ndarray) -> np.ndarray:
     hashes = np.zeros(len(band), dtype=np.uint64)
     for column in band.T:
-        hashes = (hashes ^ column) * _MULTIPLIER
+        hashes = (hashes ^ column) * _MULTIPLIERS[1]
         hashes ^= hashes >> np.uint64(31)
     return hashes
 

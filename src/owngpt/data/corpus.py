@@ -1,0 +1,335 @@
+"""The corpus: everything that the sources hold, cleaned, without duplicates, divided into training and validation text.
+
+On disk it is one UTF-8 file and two arrays of byte ranges, so nothing is ever held in memory whole, and a removed or
+held-out document costs no copy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from owngpt.config.data import DataConfig
+from owngpt.config.files import sha256_of_file, storage_errors
+from owngpt.data.duplicates import Signatures, groups
+from owngpt.data.files import Progress, own_folder, read_json, write_json
+from owngpt.data.report import DataReport, Removed, corpus_warnings, length_bucket, sources_listed
+from owngpt.data.sources import ReadLog, SourceFile, documents, list_files
+from owngpt.data.split import Range, Split, split_documents, windows
+from owngpt.data.staging import Staging
+from owngpt.errors import DataError
+
+CORPUS_FILE = "corpus.json"
+TEXT_FILE = "text.utf8"
+CODE_VERSION = 1
+"""Raised whenever the same sources and settings would give another corpus."""
+LEAST_BYTES = 256
+_WINDOW = 2**20
+_FILES = frozenset({CORPUS_FILE, TEXT_FILE, "train.npy", "validation.npy"})
+
+
+@dataclass(frozen=True)
+class TextSplit:
+    """The training or the validation text of a corpus."""
+
+    path: Path
+    ranges: np.ndarray = field(repr=False)
+    """(N, 2) int64 first byte and byte after the last of each document in the file at `path`."""
+    characters: int
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text."""
+        return int((self.ranges[:, 1] - self.ranges[:, 0]).sum())
+
+    @property
+    def documents(self) -> int:
+        """Number of documents."""
+        return len(self.ranges)
+
+    def texts(self) -> Iterator[str]:
+        """The documents, one whole string each; for documents of any size use :meth:`pieces`."""
+        for start, stop in self.ranges.tolist():
+            with open(self.path, "rb") as file:
+                file.seek(start)
+                yield file.read(stop - start).decode("utf-8")
+
+    def pieces(self, max_bytes: int = _WINDOW) -> Iterator[tuple[str, bool]]:
+        """The documents in pieces of at most about `max_bytes`, each with whether its document ends with it.
+
+        A piece ends with a paragraph, a line or a sentence where there is one, always with a whole character.
+        """
+        with _mapped(self.path) as text:
+            for start, stop in self.ranges.tolist():
+                if stop - start <= max_bytes:
+                    yield str(text[start:stop], "utf-8"), True
+                    continue
+                for low, high in windows(text, start, stop, max_bytes):
+                    yield str(text[low:high], "utf-8"), high == stop
+
+    def sample(self, max_bytes: int, *, piece_bytes: int = 64 * 1024) -> list[str]:
+        """About `max_bytes` of text in pieces spread evenly over the split; all of it when there is no more."""
+        total = self.bytes
+        if total <= max_bytes:
+            return [piece for piece, _ in self.pieces(piece_bytes)]
+        chosen: list[str] = []
+        seen = taken = 0
+        for piece, _ in self.pieces(min(piece_bytes, max(max_bytes // 16, 1024))):
+            size = len(piece.encode("utf-8"))
+            if taken * total <= seen * max_bytes:
+                chosen.append(piece)
+                taken += size
+            seen += size
+        return chosen
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Cleaned, de-duplicated and divided text on disk."""
+
+    folder: Path
+    train: TextSplit
+    validation: TextSplit
+    report: DataReport
+    fingerprint: str
+    """SHA-256 over the sources (paths, sizes, times), the settings and this code's version."""
+    text_sha256: str
+    """SHA-256 of the text file."""
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str]) -> Corpus:
+        """Open what :func:`collect` wrote.
+
+        Raises:
+            DataError: a file is missing or damaged.
+        """
+        path = Path(folder)
+        described = read_json(path / CORPUS_FILE)
+        try:
+            report = DataReport.from_dict(described["report"])
+            if sha256_of_file(path / TEXT_FILE) != described["text_sha256"]:
+                raise ValueError("the text differs from its SHA-256")
+            splits = [
+                TextSplit(path / TEXT_FILE, _load_ranges(path, name, described), int(described[name]["characters"]))
+                for name in ("train", "validation")
+            ]
+            return cls(path, splits[0], splits[1], report, described["fingerprint"], described["text_sha256"])
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise DataError(f"the corpus in {path} is damaged ({error}); delete that folder and prepare the data again") from error
+
+
+def collect(
+    sources: Sequence[str | os.PathLike[str]],
+    folder: str | os.PathLike[str],
+    config: DataConfig | None = None,
+    *,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Corpus:
+    """Read `sources` (files, folders, names of corpora) into a corpus in `folder`, or reuse the one already there.
+
+    A corpus is used again when paths, sizes and times of the sources, the settings and the code are the same and its
+    text is undamaged. `say` is told what is about to be downloaded, with licence and size.
+
+    Raises:
+        DataError: there is no usable text. UsageError: the folder holds something else. StorageError: it cannot be written.
+    """
+    from owngpt.data.corpora import resolve
+
+    config = config or DataConfig()
+    target = Path(folder)
+    log = ReadLog()
+    files = list_files(resolve(sources, say=say), log)
+    own_folder(target, CORPUS_FILE, _is_ours)
+    fingerprint = _fingerprint(files, config)
+    if (ready := _reusable(target, fingerprint)) is not None:
+        return ready
+    with storage_errors(target):
+        (target / CORPUS_FILE).unlink(missing_ok=True)
+        report = DataReport(source_files=len(files))
+        staging = Staging(target / TEXT_FILE, config, report)
+        _read_all(files, log, staging, progress)
+        _check_enough(report, log, staging, sources)
+        _write(target, staging, config, progress)
+    _complete_report(report, log, files)
+    _describe(target, report, fingerprint)
+    return Corpus.load(target)
+
+
+def _is_ours(name: str) -> bool:
+    return name in _FILES or name.startswith(f".{CORPUS_FILE}")
+
+
+def _fingerprint(files: Sequence[SourceFile], config: DataConfig) -> str:
+    digest = hashlib.sha256(f"corpus {CODE_VERSION}\n".encode())
+    settings = {name: value for name, value in asdict(config).items() if name != "workers"}
+    digest.update(repr(sorted(settings.items())).encode())
+    for file in files:
+        digest.update(f"{os.path.abspath(file.path)}\0{file.size}\0{file.modified_ns}\n".encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def _reusable(folder: Path, fingerprint: str) -> Corpus | None:
+    if not (folder / CORPUS_FILE).exists():
+        return None
+    try:
+        ready = Corpus.load(folder)
+    except DataError:
+        return None
+    return ready if ready.fingerprint == fingerprint else None
+
+
+def _read_all(files: Sequence[SourceFile], log: ReadLog, staging: Staging, progress: Progress | None) -> None:
+    total = sum(file.size for file in files)
+    with staging:
+        for document in documents(files, log):
+            staging.add(document)
+            if progress is not None:
+                progress("read", min(log.bytes_read, total), total)
+
+
+def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: Sequence[str | os.PathLike[str]]) -> None:
+    names = ", ".join(str(source) for source in list(sources)[:3])
+    if not staging.ranges:
+        reasons = [f"{count} × {reason} ({log.samples[reason][0]})" for reason, count in log.skipped.most_common(3)]
+        reasons += [f"{removed.documents} × {reason}" for reason, removed in report.removed.items()]
+        raise DataError(f"no text could be read from {names}: {'; '.join(reasons) or 'nothing was found'}; give text files that can be read")
+    size = sum(stop - start for start, stop in staging.ranges)
+    if size < LEAST_BYTES:
+        raise DataError(f"{names} holds only {size} bytes of text, and at least {LEAST_BYTES} are needed; add more text")
+
+
+def _write(target: Path, staging: Staging, config: DataConfig, progress: Progress | None) -> None:
+    """Find duplicates, divide, and write the ranges; the text itself stays where it is."""
+    with _mapped(target / TEXT_FILE) as text:
+        kept, near = _near_duplicates(text, staging, config, progress)
+        ranges = [staging.ranges[number] for number in kept]
+        split = split_documents(
+            text,
+            ranges,
+            [staging.digests[number] for number in kept],
+            near,
+            fraction=config.validation_fraction,
+            seed=config.seed,
+        )
+        characters = {"validation": _characters(text, split.validation)}
+        characters["train"] = _characters(text, split.train)
+    report = staging.report
+    for name, rows in (("train", split.train), ("validation", split.validation)):
+        np.save(target / f"{name}.npy", rows, allow_pickle=False)
+        size = int((rows[:, 1] - rows[:, 0]).sum())
+        setattr(report, name, {"documents": len(rows), "bytes": size, "characters": characters[name]})
+    _count(report, staging, kept, split)
+
+
+def _count(report: DataReport, staging: Staging, kept: list[int], split: Split) -> None:
+    report.documents = len(kept)
+    report.bytes = report.train["bytes"] + report.validation["bytes"]
+    report.characters = report.train["characters"] + report.validation["characters"]
+    report.repeated_validation_bytes = split.repeated_bytes
+    languages, lengths = Counter[str](), Counter[str]()
+    for number in kept:
+        size = staging.ranges[number][1] - staging.ranges[number][0]
+        languages[staging.languages[number]] += size
+        lengths[length_bucket(size)] += 1
+    report.languages, report.lengths = dict(languages), dict(lengths)
+    report.warnings = corpus_warnings(report.train["bytes"], report.validation["bytes"], split.shares_text)
+
+
+def _near_duplicates(
+    text: mmap.mmap, staging: Staging, config: DataConfig, progress: Progress | None
+) -> tuple[list[int], np.ndarray]:
+    """Numbers of the documents to keep, and for each of them the group that must stay on one side of the split."""
+    firsts = _group(text, staging, config.near_duplicate_threshold, progress)
+    everything = list(range(len(firsts)))
+    if not (config.deduplicate and config.near_duplicates):
+        return everything, firsts
+    kept = [number for number in everything if firsts[number] == number]
+    removed = staging.report.removed.setdefault("nearly equal to an earlier document", Removed())
+    for number in everything:
+        if firsts[number] != number:
+            start, stop = staging.ranges[number]
+            head = bytes(text[start : min(start + 400, stop)]).decode("utf-8", errors="ignore")
+            removed.add(staging.sources[number], head, stop - start)
+    if not removed.documents:
+        del staging.report.removed["nearly equal to an earlier document"]
+    return kept, np.arange(len(kept), dtype=np.int64)
+
+
+def _group(text: mmap.mmap, staging: Staging, threshold: float, progress: Progress | None) -> np.ndarray:
+    firsts = np.arange(len(staging.ranges), dtype=np.int64)
+    first_of: dict[bytes, int] = {}
+    compared = _of_similar_size(staging.ranges, threshold)
+    signatures = Signatures()
+    done, total = 0, sum(staging.ranges[number][1] - staging.ranges[number][0] for number in compared)
+    for number in compared:
+        for low, high in windows(text, *staging.ranges[number], _WINDOW):
+            signatures.add(text[low:high], last=high == staging.ranges[number][1])
+            done += high - low
+        if progress is not None and number % 64 == 0:
+            progress("compare", done, total)
+    for number, first in zip(compared, groups(signatures.matrix(), threshold).tolist(), strict=True):
+        firsts[number] = compared[first]
+    for number, digest in enumerate(staging.digests):  # equal documents, where they were not removed
+        firsts[number] = min(int(firsts[number]), int(firsts[first_of.setdefault(digest, number)]))
+    return firsts
+
+
+def _of_similar_size(ranges: Sequence[Range], threshold: float) -> list[int]:
+    """Documents that have another one near enough in size to be their near-duplicate at all; a book among poems has none."""
+    sizes = np.array([stop - start for start, stop in ranges], dtype=np.float64)
+    order = np.argsort(sizes, kind="stable")
+    # Spaces and punctuation do not count in the comparison, so sizes may differ somewhat more than the sets.
+    near = sizes[order][:-1] >= 0.8 * threshold * sizes[order][1:]
+    return sorted(order[np.r_[near, False] | np.r_[False, near]].tolist())
+
+
+def _characters(text: mmap.mmap, ranges: np.ndarray) -> int:
+    """Characters in the ranges: bytes that do not continue a UTF-8 character."""
+    whole = np.frombuffer(text, dtype=np.int8)
+    count = 0
+    for start, stop in ranges.tolist():
+        for low in range(start, stop, _WINDOW):
+            count += int(np.count_nonzero(whole[low : min(low + _WINDOW, stop)] >= -64))
+    del whole  # the map cannot be closed while an array looks into it
+    return count
+
+
+def _complete_report(report: DataReport, log: ReadLog, files: Sequence[SourceFile]) -> None:
+    report.source_bytes = log.bytes_read
+    report.sources = sources_listed(log.hashes, {str(file.path): file.size for file in files})
+    report.encodings = dict(log.encodings)
+    report.skipped, report.skipped_samples = dict(log.skipped), log.samples
+    report.notes = log.notes
+
+
+def _describe(target: Path, report: DataReport, fingerprint: str) -> None:
+    with storage_errors(target):
+        text_sha256 = sha256_of_file(target / TEXT_FILE)
+    described: dict[str, Any] = {"fingerprint": fingerprint, "text_sha256": text_sha256, "report": report.to_dict()}
+    for name, counts in (("train", report.train), ("validation", report.validation)):
+        described[name] = counts | {"sha256": sha256_of_file(target / f"{name}.npy")}
+    write_json(target / CORPUS_FILE, described)
+
+
+def _load_ranges(folder: Path, name: str, described: dict[str, Any]) -> np.ndarray:
+    path = folder / f"{name}.npy"
+    if sha256_of_file(path) != described[name]["sha256"]:
+        raise ValueError(f"{path.name} differs from its SHA-256")
+    ranges = np.load(path, allow_pickle=False)
+    if ranges.dtype != np.int64 or ranges.ndim != 2 or ranges.shape[1] != 2:
+        raise ValueError(f"{path.name} holds no ranges")
+    return ranges
+
+
+def _mapped(path: Path) -> mmap.mmap:
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -1,0 +1,159 @@
+"""What happened to the text on its way in: the record behind `owngpt data report`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+_SAMPLES = 5
+_SAMPLE_CHARACTERS = 80
+SMALL_CORPUS_BYTES = 100_000
+
+
+@dataclass
+class Removed:
+    """Documents left out for one reason."""
+
+    documents: int = 0
+    bytes: int = 0
+    samples: list[str] = field(default_factory=list)
+    """Source and first words of the first few."""
+
+    def add(self, source: str, text: str, size: int) -> None:
+        """Count one document of `size` bytes that begins with `text`."""
+        self.documents += 1
+        self.bytes += size
+        if len(self.samples) < _SAMPLES:
+            words = " ".join(text[: 4 * _SAMPLE_CHARACTERS].split())[:_SAMPLE_CHARACTERS]
+            self.samples.append(f"{source}: {words}")
+
+
+@dataclass
+class DataReport:
+    """Counts and reasons; plain values only, so that it is JSON as it stands."""
+
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    """Path, bytes and SHA-256 of the files read (the first thousand)."""
+    source_files: int = 0
+    source_bytes: int = 0
+    documents: int = 0
+    """Documents kept, over both splits; a held-out section and the text around it count as one."""
+    bytes: int = 0
+    """UTF-8 bytes of the kept text, over both splits."""
+    characters: int = 0
+    train: dict[str, int] = field(default_factory=dict)
+    """"documents", "bytes" and "characters" to train on."""
+    validation: dict[str, int] = field(default_factory=dict)
+    languages: dict[str, int] = field(default_factory=dict)
+    """Bytes by language."""
+    encodings: dict[str, int] = field(default_factory=dict)
+    """Bytes read by encoding, and the number of undecodable characters."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Files and records that could not be used, by reason."""
+    skipped_samples: dict[str, list[str]] = field(default_factory=dict)
+    removed: dict[str, Removed] = field(default_factory=dict)
+    """Documents that were read and left out, by reason."""
+    repaired: dict[str, int] = field(default_factory=dict)
+    masked: dict[str, int] = field(default_factory=dict)
+    """Personal data replaced, by label."""
+    repeated_validation_bytes: int = 0
+    """Held-out text dropped because it also stands in the training text."""
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Documents by length: the key is the bucket's upper bound in bytes, a power of four."""
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DataReport:
+        """The report that :meth:`to_dict` gave; unknown names are an error (TypeError)."""
+        known = {item.name for item in fields(cls)}
+        report = cls(**{name: value for name, value in values.items() if name in known})
+        report.removed = {reason: Removed(**removed) for reason, removed in report.removed.items()}
+        return report
+
+    def lines(self) -> list[str]:
+        """The report for a person, a line at a time."""
+        result = [
+            f"Sources     {self.source_files:,} files, {in_bytes(self.source_bytes)}",
+            f"Kept        {self.documents:,} documents, {in_bytes(self.bytes)}, {self.characters:,} characters",
+            f"Training    {_split_line(self.train)}",
+            f"Validation  {_split_line(self.validation)}",
+            f"Languages   {_shares(self.languages)}",
+            f"Encodings   {_shares({name: count for name, count in self.encodings.items() if name != 'undecodable'})}",
+        ]
+        result += _counted("Repaired", self.repaired) + _counted("Masked", self.masked)
+        if self.repeated_validation_bytes:
+            result.append(f"Held out    {in_bytes(self.repeated_validation_bytes)} dropped: the training text holds them too")
+        for reason, removed in self.removed.items():
+            result.append(f"Removed     {removed.documents:,} documents, {in_bytes(removed.bytes)}: {reason}")
+            result += [f"              {sample}" for sample in removed.samples]
+        for reason, count in self.skipped.items():
+            result.append(f"Passed over {count:,}: {reason}")
+            result += [f"              {sample}" for sample in self.skipped_samples.get(reason, [])]
+        result += ["Length of documents", *_histogram(self.lengths)]
+        result += [f"Note: {note}" for note in self.notes] + [f"Warning: {warning}" for warning in self.warnings]
+        return result
+
+
+def length_bucket(size: int) -> str:
+    """The upper bound of the histogram bucket that a document of `size` bytes falls into."""
+    bound = 64
+    while size >= bound:
+        bound *= 4
+    return str(bound)
+
+
+def in_bytes(count: int) -> str:
+    """A number of bytes for a person: 1,234 bytes; 12.3 kB; 4.8 MB."""
+    if count < 10_000:
+        return f"{count:,} bytes"
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+def corpus_warnings(train_bytes: int, validation_bytes: int, shares_text: bool) -> list[str]:
+    """What a person should expect of a small or repetitive corpus."""
+    result = []
+    if train_bytes < SMALL_CORPUS_BYTES:
+        result.append(
+            f"only {in_bytes(train_bytes)} to train on: the model will mostly repeat them; a megabyte or more gives real sentences"
+        )
+    if validation_bytes < 2000:
+        result.append(f"only {in_bytes(validation_bytes)} held out: the score is rough")
+    if shares_text:
+        result.append("the text repeats itself: all held-out text also stands in the training text, so the score flatters")
+    return result
+
+
+def sources_listed(hashes: dict[str, str], sizes: dict[str, int], limit: int = 1000) -> list[dict[str, Any]]:
+    """The files read, for the report and the manifest."""
+    return [{"path": name, "bytes": sizes.get(name, 0), "sha256": digest} for name, digest in list(hashes.items())[:limit]]
+
+
+def _split_line(split: dict[str, int]) -> str:
+    return (
+        f"{split.get('documents', 0):,} documents, {in_bytes(split.get('bytes', 0))}, {split.get('characters', 0):,} characters"
+    )
+
+
+def _shares(counts: dict[str, int]) -> str:
+    total = sum(counts.values()) or 1
+    return ", ".join(f"{name} {100 * count / total:.1f}%" for name, count in Counter(counts).most_common()) or "none"
+
+
+def _counted(title: str, counts: dict[str, int]) -> list[str]:
+    named = [f"{count:,} {name}" for name, count in counts.items() if count]
+    return [f"{title:<12}{', '.join(named)}"] if named else []
+
+
+def _histogram(lengths: dict[str, int]) -> list[str]:
+    most = max(lengths.values(), default=1)
+    ordered = sorted(lengths.items(), key=lambda item: int(item[0]))
+    return [f"  < {in_bytes(int(bound)):>12}  {count:>9,}  {'█' * max(round(30 * count / most), 1)}" for bound, count in ordered]
