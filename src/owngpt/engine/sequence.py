@@ -1,0 +1,72 @@
+"""One text being written: its tokens, the text they are so far, and why it ended."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from owngpt.config.generation import GenerationConfig
+from owngpt.engine.stop import StopMatcher
+from owngpt.text.tokenizer import Tokenizer
+
+StopReason = Literal["end", "stop", "length", "context"]
+"""The model ended the text; a stop string came; ``max_new_tokens`` were written; the model's context is full."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A finished text."""
+
+    text: str
+    """What was written, without the prompt and without the stop string."""
+    token_ids: tuple[int, ...]
+    """The tokens that were written, those of a stop string included, the end token not."""
+    stop_reason: StopReason
+
+
+class TextSequence:
+    """Turns the tokens of one sequence into text, piece by piece, and notices its end."""
+
+    def __init__(self, tokenizer: Tokenizer, config: GenerationConfig, end_ids: Collection[int], limit: int) -> None:
+        """:param limit: most tokens that fit the model's context after the prompt."""
+        self._decoder = tokenizer.stream()
+        self._matcher = StopMatcher(config.stop)
+        self._end_ids = end_ids
+        self._most = min(config.max_new_tokens, limit)
+        self._limit_reason: StopReason = "length" if config.max_new_tokens <= limit else "context"
+        self._text: list[str] = []
+        self.token_ids: list[int] = []
+        self.stop_reason: StopReason | None = None
+
+    def push(self, token_id: int) -> str:
+        """Append a token. :returns: the text that it lets us show, whole characters only, perhaps none."""
+        assert self.stop_reason is None, "the sequence has ended"
+        piece = ""
+        if token_id in self._end_ids:
+            self.stop_reason = "end"
+        else:
+            self.token_ids.append(token_id)
+            piece = self._matcher.push(self._decoder.push(token_id))
+            if not self._matcher.matched and len(self.token_ids) >= self._most:
+                self.stop_reason = self._limit_reason
+        if self.stop_reason is not None:  # the text ends here: nothing more can complete a character or a stop string
+            piece += self._matcher.push(self._decoder.finish()) + self._matcher.finish()
+        if self._matcher.matched:
+            self.stop_reason = "stop"
+        self._text.append(piece)
+        return piece
+
+    def result(self) -> Generation:
+        """What was written; only once the sequence has ended."""
+        assert self.stop_reason is not None, "the sequence has not ended"
+        return Generation("".join(self._text), tuple(self.token_ids), self.stop_reason)
+
+
+def replay(sequence: TextSequence, token_ids: Sequence[int]) -> TextSequence:
+    """Push tokens until they or the sequence end, for a search that knows the tokens first."""
+    for token_id in token_ids:
+        if sequence.stop_reason is not None:
+            break
+        sequence.push(token_id)
+    return sequence

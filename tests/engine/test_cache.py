@@ -1,0 +1,89 @@
+"""Decoding from the cache gives the logits of the whole sequence computed at once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from owngpt.engine.cache import BLOCK, CachedContext
+from owngpt.errors import UsageError
+from owngpt.model.config import GPTConfig
+from owngpt.model.gpt import GPT
+
+NATIVE = GPTConfig(
+    vocab_size=41, context_length=24, hidden_size=32, layers=2, heads=4, key_value_heads=2, head_size=8, intermediate_size=48,
+    initializer_range=0.3,
+)  # fmt: skip
+CONFIGS = {
+    "native": NATIVE,
+    "learned positions": replace(NATIVE, positions="learned", norm="layernorm", activation="gelu", query_key_norm=False),
+    "post-norm": replace(NATIVE, positions="learned", norm_placement="post", key_value_heads=4),
+    "windows": replace(NATIVE, attention_windows=(5, 1)),
+    "multi-query, partly rotated": replace(NATIVE, key_value_heads=1, rotary_fraction=0.5),
+    "unscaled": replace(NATIVE, attention_scale=1.0, tie_embeddings=False),
+}
+
+
+def make(config: GPTConfig) -> GPT:
+    return GPT(config, generator=torch.Generator().manual_seed(1)).eval()
+
+
+def tokens(config: GPTConfig, rows: int = 1) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (rows, config.context_length), generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("lengths", [[24], [7, 1, 1, 9, 1, 5], [1] * 24], ids=["prefill", "chunks", "one by one"])
+def test_logits_from_the_cache_are_those_of_the_whole_sequence(config: GPTConfig, lengths: list[int]) -> None:
+    model, ids = make(config), tokens(config, rows=3)
+    expected = model.logits(ids)
+    context = CachedContext(config)
+    for chunk in ids.split(lengths, dim=1):
+        logits = context.extend(model, chunk)
+        torch.testing.assert_close(logits, expected[:, context.length - 1], rtol=1e-4, atol=1e-4)
+
+
+def test_cache_grows_past_its_first_block() -> None:
+    config = replace(NATIVE, context_length=2 * BLOCK + 40, attention_windows=(0, 300))
+    model, ids = make(config), tokens(config)
+    expected = model.logits(ids)
+    context = CachedContext(config)
+    for chunk in ids.split([BLOCK - 1, 1, 1, BLOCK + 3, 36], dim=1):
+        torch.testing.assert_close(context.extend(model, chunk), expected[:, context.length - 1], rtol=1e-4, atol=1e-4)
+    assert context.room == 0
+
+
+def test_a_long_prompt_in_chunks_is_the_same_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = make(NATIVE), tokens(NATIVE)
+    whole = CachedContext(NATIVE).extend(model, ids)
+    monkeypatch.setattr("owngpt.engine.cache.PREFILL_CHUNK", 5)
+    torch.testing.assert_close(CachedContext(NATIVE).extend(model, ids), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_selected_rows_go_on_from_their_own_history() -> None:
+    model, ids = make(NATIVE), tokens(NATIVE, rows=3)
+    context = CachedContext(NATIVE)
+    context.extend(model, ids[:, :10])
+    rows = torch.tensor([2, 0, 2, 2])
+    context.select(rows)
+    expected = model.logits(ids[rows, :11])[:, -1]
+    torch.testing.assert_close(context.extend(model, ids[rows, 10:11]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_more_tokens_than_the_context_holds_are_refused() -> None:
+    model, ids = make(NATIVE), tokens(NATIVE)
+    context = CachedContext(NATIVE)
+    context.extend(model, ids[:, :20])
+    with pytest.raises(UsageError, match=r"25 tokens do not fit the model's context of 24"):
+        context.extend(model, ids[:, :5])
+
+
+def test_a_training_model_decodes_without_dropout_and_goes_on_training() -> None:
+    config = replace(NATIVE, dropout=0.5)
+    model, ids = make(config), tokens(config)
+    expected = model.logits(ids)[:, -1]
+    model.train()
+    torch.testing.assert_close(CachedContext(config).extend(model, ids), expected, rtol=1e-4, atol=1e-4)
+    assert model.training
