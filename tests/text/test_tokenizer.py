@@ -137,7 +137,7 @@ def test_loading_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelFolderError, match="does not exist"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ModelFolderError, match="not a tokenizer.json"):
+    with pytest.raises(ModelFolderError, match="is not a tokenizer"):
         Tokenizer.load(tmp_path)
     train_tokenizer([], kind="byte").save(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")

@@ -259,14 +259,15 @@ class Tokenizer:
 
     @cached_property
     def _description(self) -> dict[str, Any]:
-        return json.loads(self._with_special.to_str())
+        description: dict[str, Any] = json.loads(self._with_special.to_str())
+        return description
 
     @cached_property
     def _decoder(self) -> str:
         """Name of the one decoding step if a token's bytes are fixed, else ""."""
         decoder = self._description.get("decoder") or {}
         steps = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
-        names = [step.get("type") for step in steps if step.get("type") != "Fuse"]
+        names = [str(step.get("type")) for step in steps if step.get("type") != "Fuse"]
         return names[0] if len(names) == 1 else ""
 
     @cached_property
