@@ -85,7 +85,7 @@ def test_every_verb_has_help_without_importing_torch(verb):
         (["train", "books", "-o", "out", "--minutes", "soon"], ["--minutes", "soon"]),
         (["train", "books", "-o", "out", "--preset", "gpt5"], ["gpt5", "gpt2"]),
         (["train", "books", "-o", "out", "--config", "absent.yaml"], ["absent.yaml", "--config"]),
-        (["data", "prepare", "-o", "out"], ["nothing to prepare", "--corpus"]),
+        (["data", "prepare", "-o", "out"], ["nothing to prepare", "data prepare"]),
         (["tokenizer", "train", "x", "-o", "out", "--kind", "word"], ["word", "bpe", "byte", "char"]),
         (["tokenizer", "train", "x", "-o", "out", "--vocab-size", "10"], ["--vocab-size", "10"]),
         (["doctor", "--minutes", "-1"], ["--minutes", "-1", "more than 0"]),

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from owngpt.cli.options import Json, Quiet, options_of
-from owngpt.cli.output import print_report, say
+from owngpt.cli.output import say, stages
+from owngpt.config.checks import at_least
 from owngpt.config.data import DataConfig
 from owngpt.errors import UsageError
 
@@ -20,7 +21,6 @@ def prepare(
     output: Annotated[Path, Parameter(alias="-o")],
     tokenizer: str = "bpe",
     vocab_size: int = 4096,
-    corpus: str | None = None,
     no_deduplicate: Annotated[bool, Parameter(show_default=False)] = False,
     no_near_duplicates: Annotated[bool, Parameter(show_default=False)] = False,
     no_repair: Annotated[bool, Parameter(show_default=False)] = False,
@@ -33,15 +33,13 @@ def prepare(
     Parameters
     ----------
     sources
-        Files and folders of txt, md, code, jsonl, csv or parquet.
+        Files and folders of txt, md, code, jsonl, csv or parquet, or names of corpora.
     output
         The folder to write to.
     tokenizer
         bpe, byte or char to train one, or the folder of an existing one.
     vocab_size
         Tokens in the vocabulary of a tokenizer that is trained.
-    corpus
-        A named corpus instead of files.
     no_deduplicate
         Keep repeated documents.
     no_near_duplicates
@@ -49,25 +47,30 @@ def prepare(
     no_repair
         Leave wrongly decoded text as it is.
     """
-    if not sources and not corpus:
-        raise UsageError("nothing to prepare: name files or folders (`owngpt data prepare books/ -o data`) or use --corpus NAME")
+    if not sources:
+        raise UsageError("nothing to prepare: name a file, a folder or a corpus, as in `owngpt data prepare books/ -o data`")
+    at_least("vocab_size", vocab_size, 1)
     settings = {
         "deduplicate": not no_deduplicate,
         "near_duplicates": not (no_near_duplicates or no_deduplicate),
         "repair_text": not no_repair,
         **(options or {}),
     }
-    DataConfig(**settings)
+    config = DataConfig(**settings)
 
     from owngpt import api
+    from owngpt.data.prepare import find_report
 
-    prepared = api.prepare(
-        list(sources), output, tokenizer=tokenizer, vocab_size=vocab_size, corpus=corpus, quiet=quiet, **settings
-    )
+    with stages(quiet=quiet) as progress:
+        prepared = api.prepare(
+            list(sources), output, tokenizer=tokenizer, vocab_size=vocab_size, config=config, progress=progress, say=say
+        )
+    found = find_report(output)
+    tokens = {"train_tokens": prepared.train.token_count, "validation_tokens": prepared.validation.token_count}
     if json:
-        return prepared.to_dict()
-    print_report(prepared.report)
-    say(f"Tokens are in {output}; `owngpt train` prepares text by itself, so this is for looking and for reuse.")
+        return {"output": output, **tokens, "report": found.to_dict()}
+    print("\n".join(found.lines()))
+    print(f"Tokens      {tokens['train_tokens']:,} to train on, {tokens['validation_tokens']:,} held out, in {output}")
     return None
 
 
@@ -79,10 +82,10 @@ def report(folder: Path, /, *, json: Json = False) -> dict[str, Any] | None:
     folder
         The folder given as --output.
     """
-    from owngpt.data.report import DataReport
+    from owngpt.data.prepare import find_report
 
-    found = DataReport.load(folder)
+    found = find_report(folder)
     if json:
         return found.to_dict()
-    print_report(found)
+    print("\n".join(found.lines()))
     return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,13 +35,14 @@ def demo(
     output
         The model folder to make; without it, a new one named owngpt-demo here.
     """
+    began = time.monotonic()
     TrainConfig(corpus=corpus, minutes=minutes)
     folder = output or _new_folder(Path("owngpt-demo"))
     say(f"Training on {corpus} for {minutes:g} minutes; the model will be in {folder}.")
 
     from owngpt import api
 
-    result = api.train([], output=folder, corpus=corpus, minutes=minutes, quiet=quiet)
+    result = api.train([], output=folder, corpus=corpus, minutes=minutes, quiet=quiet, began=began)
     if json:
         return result.to_dict()
     print("\nWhat it makes of openings it never saw:")

@@ -40,17 +40,38 @@ def say(message: str) -> None:
 
 
 @contextmanager
-def counter(what: str) -> Iterator[Callable[[int], None] | None]:
-    """A callback that keeps a running count in one line of the terminal; None where stderr is no terminal."""
-    if not sys.stderr.isatty():
+def live_line(*, quiet: bool = False) -> Iterator[Callable[[str], None] | None]:
+    """A function that rewrites one line of the terminal, which is wiped at the end; None where stderr is no terminal."""
+    if quiet or not sys.stderr.isatty():
         yield None
         return
 
-    def show(count: int) -> None:
-        print(f"\r{count:,} {what}", end="", file=sys.stderr, flush=True)
+    def show(text: str) -> None:
+        print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)  # \x1b[K wipes the rest of the line
 
-    yield show
-    print("\r\x1b[K", end="", file=sys.stderr, flush=True)  # back to the start of the line, and wipe it
+    try:
+        yield show
+    finally:
+        show("")
+
+
+@contextmanager
+def counter(what: str) -> Iterator[Callable[[int], None] | None]:
+    """A callback for a running count."""
+    with live_line() as show:
+        yield None if show is None else lambda count: show(f"{count:,} {what}")
+
+
+@contextmanager
+def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A callback for work in stages: name, how much is done, how much there is (0 when unknown)."""
+    with live_line(quiet=quiet) as show:
+
+        def progress(stage: str, done: int, total: int) -> None:
+            assert show is not None
+            show(f"{stage}  {done / total:4.0%}" if total else f"{stage}  {done:,}")
+
+        yield None if show is None else progress
 
 
 def print_pairs(pairs: dict[str, Any], *, indent: str = "") -> None:
@@ -82,8 +103,8 @@ def abandon_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def print_report(report: Any) -> None:
-    """A report that knows how to show itself (``__rich__``), on stdout, as wide as the terminal or the pipe allows."""
+def print_table(table: Any) -> None:
+    """Something that rich knows how to draw, on stdout, as wide as the terminal, or 120 columns in a pipe."""
     from rich.console import Console
 
-    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(report)
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120).print(table)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from owngpt.cli.options import Json
-from owngpt.cli.output import print_report, say
+from owngpt.cli.output import print_table, say
 from owngpt.config.checks import at_least
 from owngpt.errors import UsageError
 
@@ -27,7 +28,7 @@ def train(
     Parameters
     ----------
     sources
-        Files and folders of text.
+        Files and folders of text, or names of corpora.
     output
         The folder to write tokenizer.json to.
     kind
@@ -39,11 +40,9 @@ def train(
         raise UsageError("nothing to learn from: name a file or folder, as in `owngpt tokenizer train books/ -o tokenizer`")
     at_least("vocab_size", vocab_size, 272)
 
-    from owngpt.data.sources import documents
     from owngpt.text.training import train_tokenizer
 
-    texts = (document.text for document in documents(list(sources)))
-    tokenizer = train_tokenizer(texts, kind=kind, vocab_size=vocab_size)
+    tokenizer = train_tokenizer(_texts(sources), kind=kind, vocab_size=vocab_size)
     tokenizer.save(output)
     result = {"output": output, "kind": kind, "vocab_size": tokenizer.vocab_size, "fingerprint": tokenizer.fingerprint}
     if json:
@@ -60,17 +59,24 @@ def report(model: str, /, *sources: str, json: Json = False) -> dict[str, Any] |
     model
         A model folder, a tokenizer folder or a tokenizer.json.
     sources
-        Files and folders of text to judge it on.
+        Files and folders of text to judge it on, or names of corpora.
     """
     if not sources:
         raise UsageError("nothing to judge the tokenizer on: name a file or folder after it")
 
-    from owngpt.data.sources import documents
     from owngpt.text.report import tokenizer_report
     from owngpt.text.tokenizer import Tokenizer
 
-    found = tokenizer_report(Tokenizer.load(model), (document.text for document in documents(list(sources))))
+    found = tokenizer_report(Tokenizer.load(model), _texts(sources))
     if json:
         return found.to_dict()
-    print_report(found)
+    print_table(found)
     return None
+
+
+def _texts(sources: tuple[str, ...]) -> Iterator[str]:
+    """The documents of files, folders and named corpora, one after the other."""
+    from owngpt.data.corpora import resolve
+    from owngpt.data.sources import documents, list_files
+
+    return (document.text for document in documents(list_files(resolve(sources, say=say))))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -31,7 +33,7 @@ def train(
     Parameters
     ----------
     sources
-        Files and folders of txt, md, code, jsonl, csv or parquet.
+        Files and folders of txt, md, code, jsonl, csv or parquet, or names of corpora.
     output
         The model folder to make.
     config
@@ -41,6 +43,7 @@ def train(
     dry_run
         Print the plan and its reasons, and stop.
     """
+    began = time.monotonic()
     settings = merged(read_settings(config, TrainConfig) if config else {}, options or {})
     TrainConfig(**settings)
     if not sources and not settings.get("corpus") and not resume:
@@ -48,24 +51,42 @@ def train(
 
     from owngpt import api
 
-    result = api.train(list(sources), output=output, resume=resume, dry_run=dry_run, quiet=quiet, **settings)
+    silent = quiet or dry_run  # a dry run prints its plan and nothing else
+    result = api.train(list(sources), output=output, resume=resume, dry_run=dry_run, quiet=silent, began=began, **settings)
     if json:
         return result.to_dict()
-    if not dry_run:
-        print_result(result)
+    print_plan(result.plan) if dry_run else print_result(result)
     return None
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """What a run would do and why, on stdout."""
+    model, course = plan["model"], plan["course"]
+    per_step = plan["batch_size"] * course["accumulation"] * model["context_length"]
+    pairs = {
+        "model": f"{model['layers']} layers of width {model['hidden_size']}, {model['heads']} heads, "
+        f"vocabulary {model['vocab_size']:,}, context {model['context_length']:,}",
+        "steps": f"about {course['steps']:,} of {per_step:,} tokens",
+        "expected": f"{plan['expected_bits_per_byte']:.2f} bits per byte on text that is held out",
+    }
+    if math.isfinite(plan["tokens_per_second"]):  # not measured when steps or tokens decide the length
+        pairs["speed"] = f"{plan['tokens_per_second']:,.0f} tokens/s"
+    print_pairs(pairs)
+    print("\nWhy:")
+    for reason in plan["reasons"]:
+        print(f"  {reason}")
 
 
 def print_result(result: Any) -> None:
     """The score, the folder and what to do next, on stdout."""
     score = result.score
-    print_pairs(
-        {
-            "bits per byte": f"{score['bits_per_byte']:.4f} on text that was held out",
+    pairs: dict[str, Any] = {"score": "none: the text was too small to hold any of it out"}
+    if score:
+        pairs = {
+            "bits per byte": f"{score['bits_per_byte']:.4f} on {score['bytes']:,} bytes that were held out",
             "perplexity": f"{score['perplexity']:.2f} per token",
-            "folder": result.output,
         }
-    )
+    print_pairs({**pairs, "time": f"{result.seconds / 60:.1f} minutes", "folder": result.output})
     print("\nNext:")
     print(f'  owngpt generate {result.output} --prompt "…"')
     print(f"  owngpt chat {result.output}")
