@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from owngpt.config.files import atomic_write_text
+from owngpt.config.files import atomic_write_text, storage_errors
 from owngpt.errors import StorageError
 from owngpt.train import checkpoint
 
@@ -23,7 +23,8 @@ from owngpt.train import checkpoint
 def small_disk(folder: Path, size: str) -> Iterator[Path]:
     """A real file system of ``size``; skips where this user may not mount one."""
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], capture_output=True, check=False)
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip("mounting a small disk needs more rights than this user has")
     try:
@@ -62,7 +63,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint_intact_and_says_so(tmp_path:
 
 def test_a_disk_that_fills_while_the_small_files_are_written_is_also_caught(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", "256k") as disk:
-        with pytest.raises(StorageError, match="disk is full.*no earlier checkpoint"):
+        with pytest.raises(StorageError, match=r"disk is full.*no earlier checkpoint"):
             checkpoint.save(disk, 10, {"x": torch.zeros(1)}, {"long": "x" * 2**19})
         assert list(disk.iterdir()) == []
 
@@ -100,8 +101,6 @@ def test_a_path_through_a_file_is_said(tmp_path: Path) -> None:
 def test_the_system_error_is_kept_as_the_cause(tmp_path: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
-    from owngpt.config.files import storage_errors
-
     with pytest.raises(StorageError) as caught, storage_errors(tmp_path), open("/dev/full", "wb", buffering=0) as full:
         full.write(b"x")
     assert isinstance(caught.value.__cause__, OSError) and caught.value.__cause__.errno == errno.ENOSPC

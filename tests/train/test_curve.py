@@ -11,7 +11,8 @@ from owngpt.train.curve import draw_curve
 def write_metrics(path: Path, steps: int) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for step in range(1, steps + 1):
-            record = {"step": step, "tokens": step * 4096, "elapsed_seconds": step * 0.3, "bits_per_byte": 2 + 6 / step, "split": "train"}
+            record = {"step": step, "tokens": step * 4096, "elapsed_seconds": step * 0.3, "bits_per_byte": 2 + 6 / step}
+            record["split"] = "train"
             file.write(json.dumps(record) + "\n")
             if step % 10 == 0:
                 file.write(json.dumps({**record, "bits_per_byte": 2.1 + 6 / step, "split": "validation"}) + "\n")

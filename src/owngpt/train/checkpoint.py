@@ -84,7 +84,7 @@ def load(path: Path, *, verified: bool = False) -> Checkpoint:
 
 def find_newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint in ``folder`` (None when there is none), and one line for each newer damaged one."""
-    damaged = []
+    damaged: list[str] = []
     for path in reversed(checkpoints(folder)):
         problem = damage(path)
         if problem is None:

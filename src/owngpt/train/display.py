@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 LIVE_SECONDS = 0.4
 """Between redraws of the live line; each takes about a millisecond."""
 PLAIN_SECONDS = 10.0
-BAR_WIDTH = 20
+BAR_WIDTH = 10
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,14 @@ class Progress:
     """Latest, on held-out text."""
 
     def words(self) -> str:
-        """The moment as one line of text."""
-        parts = [f"step {self.step}", f"loss {self.loss:.3f}", f"{self.bits_per_byte:.3f} bits/byte"]
+        """The moment as one line of text, what matters most first: a narrow terminal cuts its end."""
+        parts = [f"{clock_time(self.seconds_left)} left", f"loss {self.loss:.3f}", f"{self.bits_per_byte:.3f} bits/byte"]
         if self.validation_bits_per_byte is not None:
             parts.append(f"held out {self.validation_bits_per_byte:.3f}")
         parts.append(f"{_thousands(self.tokens_per_second)} tokens/s")
         if self.matmul_share is not None:
             parts.append(f"{self.matmul_share:.0%} of matmul peak")
-        parts.append(f"{clock_time(self.seconds_left)} left")
+        parts.append(f"step {self.step}")
         return "  ".join(parts)
 
 
@@ -76,7 +76,9 @@ class Quiet:
 class PlainLines(Quiet):
     """A line every ten seconds, for files and pipes."""
 
-    def __init__(self, stream: IO[str] | None = None, *, interval: float = PLAIN_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: IO[str] | None = None, *, interval: float = PLAIN_SECONDS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         super().__init__(stream)
         self._interval = interval
         self._clock = clock

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -21,15 +20,9 @@ class Interrupts:
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, notify: Callable[[str], None]) -> None:
-        """:param notify: told once that the request was heard; called at a step's end by :meth:`acknowledge`."""
+    def __init__(self) -> None:
         self.requested = False
-        self._notify = notify
         self._previous: dict[int, Any] = {}
-
-    def acknowledge(self) -> None:
-        """Says that the run will save and stop. Not said in the handler: it could interrupt another write to the terminal."""
-        self._notify("stopping: saving a checkpoint first (press Ctrl-C again to leave at once, without it)")
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:

@@ -43,6 +43,11 @@ class RunLock:
         self.path = folder / "lock"
         self._file: IO[str] | None = None
 
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._file is not None
+
     def acquire(self) -> RunLock:
         """Takes the lock.
 
@@ -57,7 +62,8 @@ class RunLock:
             holder = file.read(32).strip() or "unknown"
             file.close()
             raise FolderBusyError(
-                f"{self.path.parent} is in use by another run (process {holder}); wait for it, stop it, or choose another output folder"
+                f"{self.path.parent} is in use by another run (process {holder}); "
+                "wait for it, stop it, or choose another output folder"
             )
         file.seek(0)
         file.truncate()

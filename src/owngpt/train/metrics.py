@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -36,8 +37,8 @@ class JsonLines:
         self.close()
         if not self.path.exists():
             return
-        kept = [json.dumps(record, ensure_ascii=False) + "\n" for record in read_lines(self.path) if record.get("step", 0) <= step]
-        atomic_write_text(self.path, "".join(kept))
+        kept = (record for record in read_lines(self.path) if record.get("step", 0) <= step)
+        atomic_write_text(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept))
 
     def sync(self) -> None:
         """Forces what was written to the disk."""
@@ -48,7 +49,8 @@ class JsonLines:
     def close(self) -> None:
         """Closes the file; a later :meth:`append` opens it again."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # every line was flushed when it was written; a refusal was said then
+                self._file.close()
             self._file = None
 
 

@@ -23,24 +23,22 @@ NORM_FACTOR = 10.0
 
 
 class SpikeDetector:
-    """Judges each step by the losses and gradient norms before it; its state is part of a checkpoint."""
+    """Sets limits for each step by the losses and gradient norms before it; its state is part of a checkpoint."""
 
     def __init__(self) -> None:
         self._losses: deque[float] = deque(maxlen=WINDOW)
         self._norms: deque[float] = deque(maxlen=WINDOW)
 
-    def accepts(self, loss: float, gradient_norm: float) -> bool:
-        """Whether a step may be taken.
+    def limits(self) -> tuple[float, float]:
+        """(loss, gradient norm) that the next step may not both exceed; infinite while too little was seen.
 
-        :param loss: mean negative log-likelihood per token, in nats.
-        :param gradient_norm: L2 norm over all parameters before clipping.
+        The loss is a mean negative log-likelihood per token in nats, the norm is L2 over all parameters before clipping.
         """
-        if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-            return False
-        if len(self._losses) < LEAST or loss <= statistics.fmean(self._losses):
-            return True
-        limit = statistics.fmean(self._losses) + DEVIATIONS * statistics.pstdev(self._losses)
-        return loss <= limit or gradient_norm <= NORM_FACTOR * statistics.median(self._norms)
+        if len(self._losses) < LEAST:
+            return math.inf, math.inf
+        mean = math.fsum(self._losses) / len(self._losses)
+        variance = math.fsum((loss - mean) ** 2 for loss in self._losses) / len(self._losses)
+        return mean + DEVIATIONS * math.sqrt(variance), NORM_FACTOR * statistics.median(self._norms)
 
     def record(self, loss: float, gradient_norm: float) -> None:
         """Remembers a step that was taken."""

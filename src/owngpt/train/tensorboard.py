@@ -8,13 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from queue import SimpleQueue
 
+HAND_OVER_SECONDS = 2.0
+_Entry = tuple[int, float, dict[str, float]]
+"""Step, time since the epoch in seconds, tag to number."""
+
 
 class TensorBoardLog:
     """Event files in one folder. Nothing is imported before the first scalar; a failure is kept for :meth:`close` to tell."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._queue: SimpleQueue[tuple[int, float, dict[str, float]] | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[_Entry] | None] = SimpleQueue()
+        self._waiting: list[_Entry] = []
+        self._handed_over = time.monotonic()
         self._thread: threading.Thread | None = None
         self._resumed_step: int | None = None
         self._problem: str | None = None
@@ -24,19 +30,30 @@ class TensorBoardLog:
         self._resumed_step = step
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Queues ``values`` (tag to number) at ``step``."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._write, name="tensorboard", daemon=True)
-            self._thread.start()
-        self._queue.put((step, time.time(), dict(values)))
+        """Notes ``values`` (tag to number) at ``step``; they are written within seconds."""
+        self._waiting.append((step, time.time(), dict(values)))
+        # Each hand-over wakes the thread, which then competes with training for the interpreter: seldom, many at once.
+        if time.monotonic() - self._handed_over >= HAND_OVER_SECONDS:
+            self._hand_over()
 
     def close(self, timeout: float = 10.0) -> str | None:
         """Writes what is queued, at most ``timeout`` seconds, and returns what went wrong, if anything did."""
+        self._hand_over()
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join(timeout)
             self._thread = None
         return self._problem
+
+    def _hand_over(self) -> None:
+        if not self._waiting:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="tensorboard", daemon=True)
+            self._thread.start()
+        self._queue.put(self._waiting)
+        self._waiting = []
+        self._handed_over = time.monotonic()
 
     def _write(self) -> None:
         try:
@@ -53,8 +70,8 @@ class TensorBoardLog:
         if self._resumed_step is not None:
             start = SessionLog(status=SessionLog.START)
             writer.add_event(Event(step=self._resumed_step + 1, wall_time=time.time(), session_log=start))
-        while (entry := self._queue.get()) is not None:
-            step, moment, values = entry
-            summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
-            writer.add_event(Event(step=step, wall_time=moment, summary=summary))
+        while (entries := self._queue.get()) is not None:
+            for step, moment, values in entries:
+                summary = Summary(value=[Summary.Value(tag=tag, simple_value=value) for tag, value in values.items()])
+                writer.add_event(Event(step=step, wall_time=moment, summary=summary))
         writer.close()

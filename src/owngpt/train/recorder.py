@@ -1,0 +1,173 @@
+"""Everything a trainer tells: to the files of the run, to TensorBoard and to the person who watches."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owngpt.train.display import Display, Progress
+from owngpt.train.metrics import JsonLines, bits_per_byte
+from owngpt.train.tensorboard import TensorBoardLog
+
+LINES = 2000
+"""About how many training lines a run's metrics.jsonl has at most; each is a mean over the steps since the one before."""
+SAMPLE_WIDTH = 160
+"""Characters of a sample that are shown while training."""
+
+
+@dataclass(frozen=True)
+class Yardsticks:
+    """What turns losses and speeds into numbers that compare across runs."""
+
+    bytes_per_token: float
+    """Of the training text."""
+    validation_bytes_per_token: float
+    flops_per_token: float | None = None
+    """Floating-point operations of the matrix products of a training step, per token."""
+    matmul_ceiling: float | None = None
+    """Floating-point operations a second of this machine's measured matrix product."""
+
+    def matmul_share(self, tokens_per_second: float) -> float | None:
+        """Share of the ceiling that training reaches."""
+        if not self.flops_per_token or not self.matmul_ceiling:
+            return None
+        return self.flops_per_token * tokens_per_second / self.matmul_ceiling
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where the run is when something is recorded."""
+
+    step: int
+    tokens: int
+    epoch: float
+    elapsed: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """The common fields of every line."""
+        epoch, elapsed = round(self.epoch, 4), round(self.elapsed, 3)
+        return {"step": self.step, "tokens": self.tokens, "epoch": epoch, "elapsed_seconds": elapsed}
+
+
+@dataclass
+class _Window:
+    """Sums over the steps since the last training line."""
+
+    loss: float = 0.0
+    tokens: int = 0
+    seconds: float = 0.0
+    steps: int = 0
+
+
+@dataclass
+class _Shown:
+    """Smoothed numbers for the live line."""
+
+    loss: float | None = None
+    speed: float = 0.0
+    validation: float | None = None
+
+
+class Recorder:
+    """Writes ``metrics.jsonl``, ``samples.jsonl`` and ``tensorboard/`` in ``folder`` and feeds a display."""
+
+    def __init__(self, folder: Path, yardsticks: Yardsticks, display: Display, *, steps: int) -> None:
+        self.yardsticks = yardsticks
+        self.display = display
+        self.metrics = JsonLines(folder / "metrics.jsonl")
+        self._samples = JsonLines(folder / "samples.jsonl")
+        self._tensorboard = TensorBoardLog(folder / "tensorboard")
+        self._every = max(1, steps // LINES)
+        self._window = _Window()
+        self._shown = _Shown()
+
+    def restart_after(self, step: int) -> None:
+        """Forgets what was written for steps after ``step``: they will be taken again."""
+        self.metrics.truncate_after(step)
+        self._samples.truncate_after(step)
+        self._tensorboard.restart_after(step)
+        self._window = _Window()
+
+    def step_taken(self, loss: float, tokens: int, seconds: float) -> None:
+        """Adds one step: mean loss per token in nats, tokens, duration."""
+        window, shown = self._window, self._shown
+        window.loss += loss * tokens
+        window.tokens += tokens
+        window.seconds += seconds
+        window.steps += 1
+        shown.loss = loss if shown.loss is None else shown.loss + 0.05 * (loss - shown.loss)
+        speed = tokens / max(seconds, 1e-9)
+        shown.speed = shown.speed + 0.1 * (speed - shown.speed) if shown.speed else speed
+
+    def training_line(self, moment: Moment, learning_rate: float, gradient_norm: float, *, last: bool = False) -> None:
+        """Writes the mean since the last line, every few steps (always when ``last``)."""
+        window = self._window
+        if not window.steps or (moment.step % self._every and not last):
+            return
+        loss = window.loss / max(window.tokens, 1)
+        speed = window.tokens / max(window.seconds, 1e-9)
+        self._window = _Window()
+        values = {
+            "loss": loss,
+            "bits_per_byte": bits_per_byte(loss, self.yardsticks.bytes_per_token),
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            "tokens_per_second": round(speed, 1),
+            "matmul_share": self.yardsticks.matmul_share(speed),
+        }
+        self._write("train", moment, values)
+
+    def validation_line(self, moment: Moment, loss: float, *, best: bool, seconds: float) -> float:
+        """Writes a held-out loss (nats per token), says it, and returns it in bits per byte."""
+        bits = bits_per_byte(loss, self.yardsticks.validation_bytes_per_token)
+        self._shown.validation = bits
+        self._write("validation", moment, {"loss": loss, "bits_per_byte": bits, "best": best, "seconds": round(seconds, 3)})
+        rank = ", best so far" if best else ""
+        self.display.say(f"step {moment.step}: held-out text {bits:.4f} bits per byte (loss {loss:.4f}){rank}")
+        return bits
+
+    def event(self, moment: Moment, event: str, message: str, **values: Any) -> None:
+        """Something out of the ordinary: said and written."""
+        self.metrics.append({"event": event, **moment.to_dict(), **values})
+        self.display.say(message)
+
+    def samples(self, moment: Moment, samples: Sequence[dict[str, Any]]) -> None:
+        """Texts the model wrote; the first one is shown."""
+        for sample in samples:
+            self._samples.append({**moment.to_dict(), **sample})
+        if samples:
+            prompt, text = str(samples[0].get("prompt", "")), str(samples[0].get("text", ""))
+            words = textwrap.shorten(f"{prompt} … {text}", SAMPLE_WIDTH, placeholder=" …")
+            self.display.say(f"step {moment.step}: writes  {words}")
+
+    def show(self, step: int, fraction: float, seconds_left: float) -> None:
+        """Feeds the display."""
+        self.display.update(lambda: self._progress(step, fraction, seconds_left))
+
+    def sync(self) -> None:
+        """Forces the metrics to the disk."""
+        self.metrics.sync()
+        self._samples.sync()
+
+    def close(self) -> None:
+        """Closes files and leaves the terminal in order."""
+        self.metrics.close()
+        self._samples.close()
+        problem = self._tensorboard.close()
+        self.display.close()
+        if problem:
+            self.display.say(problem)
+
+    def _write(self, split: str, moment: Moment, values: dict[str, Any]) -> None:
+        self.metrics.append({"split": split, **moment.to_dict(), **values})
+        numbers = {f"{split}/{name}": float(value) for name, value in values.items() if isinstance(value, float)}
+        self._tensorboard.scalars(moment.step, numbers)
+
+    def _progress(self, step: int, fraction: float, seconds_left: float) -> Progress:
+        loss, speed = self._shown.loss or 0.0, self._shown.speed
+        bits = bits_per_byte(loss, self.yardsticks.bytes_per_token)
+        share = self.yardsticks.matmul_share(speed)
+        return Progress(step, fraction, loss, bits, speed, share, seconds_left, self._shown.validation)

@@ -1,0 +1,56 @@
+"""Now and then the model writes, so that a person sees it learn."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from owngpt.model.gpt import GPT
+
+LOOKS = 6
+"""Times in a run, at most."""
+TIME_SHARE = 0.015
+"""Of the run's time, beyond which no further samples are written."""
+
+SampleFunction = Callable[[GPT], list[dict[str, Any]]]
+"""Lets a model write; returns records with at least ``prompt`` and ``text``."""
+
+
+class Samples:
+    """Decides when to let the model write, and sees to it that this changes nothing of what is learned next."""
+
+    def __init__(self, write: SampleFunction | None) -> None:
+        self._write = write
+        self._next_fraction = 1 / LOOKS
+        self._spent = 0.0
+
+    def is_due(self, fraction: float, total_seconds: float) -> bool:
+        """Whether to write when the share ``fraction`` of a run of ``total_seconds`` is done."""
+        if self._write is None or fraction < self._next_fraction:
+            return False
+        return self._spent <= TIME_SHARE * total_seconds
+
+    def run(self, model: GPT, clock: Callable[[], float], fraction: float) -> list[dict[str, Any]]:
+        """What ``model`` writes."""
+        assert self._write is not None
+        start = clock()
+        self._next_fraction = (math.floor(fraction * LOOKS + 1e-6) + 1) / LOOKS
+        random_state = torch.get_rng_state()
+        model.eval()
+        try:
+            return self._write(model)
+        finally:
+            model.train()
+            torch.set_rng_state(random_state)
+            self._spent += clock() - start
+
+    def state_dict(self) -> dict[str, float]:
+        """Plain numbers, for JSON."""
+        return {"next_fraction": self._next_fraction, "spent": self._spent}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._next_fraction, self._spent = state["next_fraction"], state["spent"]
