@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -146,3 +147,14 @@ def test_a_closed_pipe_ends_quietly():
     process.stdout.close()
     _, err = process.communicate(timeout=60)
     assert "Traceback" not in err
+
+
+def test_an_interrupt_ends_with_130_and_one_sentence():
+    process = subprocess.Popen(
+        [sys.executable, "-m", "owngpt", "generate", "model"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    time.sleep(2)  # it now waits for a prompt to be piped in
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "owngpt: interrupted\n"
