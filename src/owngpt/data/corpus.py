@@ -26,6 +26,7 @@ from owngpt.data.sources import ReadLog, SourceFile, documents, list_files
 from owngpt.data.split import Range, Split, split_documents, windows
 from owngpt.data.staging import Staging
 from owngpt.errors import DataError
+from owngpt.text.language import detect_language
 
 CORPUS_FILE = "corpus.json"
 TEXT_FILE = "text.utf8"
@@ -33,6 +34,7 @@ CODE_VERSION = 1
 """Raised whenever the same sources and settings would give another corpus."""
 LEAST_BYTES = 256
 _WINDOW = 2**20
+_LANGUAGE_DOCUMENTS, _LANGUAGE_BYTES = 1000, 8000
 _FILES = frozenset({CORPUS_FILE, TEXT_FILE, "train.npy", "validation.npy"})
 
 
@@ -220,8 +222,8 @@ def _write(target: Path, staging: Staging, config: DataConfig, progress: Progres
             fraction=config.validation_fraction,
             seed=config.seed,
         )
-        characters = {"validation": _characters(text, split.validation)}
-        characters["train"] = _characters(text, split.train)
+        characters = {"train": _characters(text, split.train), "validation": _characters(text, split.validation)}
+        staging.report.languages = _languages(text, ranges)
     report = staging.report
     for name, rows in (("train", split.train), ("validation", split.validation)):
         np.save(target / f"{name}.npy", rows, allow_pickle=False)
@@ -235,13 +237,19 @@ def _count(report: DataReport, staging: Staging, kept: list[int], split: Split) 
     report.bytes = report.train["bytes"] + report.validation["bytes"]
     report.characters = report.train["characters"] + report.validation["characters"]
     report.repeated_validation_bytes = split.repeated_bytes
-    languages, lengths = Counter[str](), Counter[str]()
-    for number in kept:
-        size = staging.ranges[number][1] - staging.ranges[number][0]
-        languages[staging.languages[number]] += size
-        lengths[length_bucket(size)] += 1
-    report.languages, report.lengths = dict(languages), dict(lengths)
+    sizes = [staging.ranges[number][1] - staging.ranges[number][0] for number in kept]
+    report.lengths = dict(Counter(length_bucket(size) for size in sizes))
     report.warnings = corpus_warnings(report.train["bytes"], report.validation["bytes"], split.shares_text)
+
+
+def _languages(text: mmap.mmap, ranges: Sequence[Range]) -> dict[str, int]:
+    """Bytes by language, estimated from the beginnings of documents spread over the corpus."""
+    measured = Counter[str]()
+    for start, stop in ranges[:: 1 + len(ranges) // _LANGUAGE_DOCUMENTS]:
+        head = text[start : min(start + _LANGUAGE_BYTES, stop)].decode("utf-8", errors="ignore")
+        measured[detect_language(head)] += stop - start
+    total, seen = sum(stop - start for start, stop in ranges), measured.total()
+    return {language: round(count * total / seen) for language, count in measured.most_common()}
 
 
 def _near_duplicates(

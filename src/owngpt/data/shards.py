@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from owngpt.config.files import storage_errors
 from owngpt.data.corpus import Corpus, TextSplit
+from owngpt.data.encoder import BulkEncoder, TextEncoder
 from owngpt.data.files import Progress, own_folder, read_json, write_json
 from owngpt.errors import DataError
 
@@ -26,19 +27,6 @@ FORMAT_VERSION = 1
 SHARD_TOKENS = 64 * 2**20
 _BATCH_BYTES = 4 * 2**20
 _PIECE_BYTES = 64 * 2**10
-
-
-class TextEncoder(Protocol):
-    """What is needed of a tokenizer; :class:`owngpt.text.tokenizer.Tokenizer` is one."""
-
-    @property
-    def vocab_size(self) -> int: ...
-    @property
-    def end_of_text_id(self) -> int: ...
-    @property
-    def fingerprint(self) -> str: ...
-    def encode(self, text: str) -> list[int]: ...
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
 
 
 @dataclass(frozen=True)
@@ -108,9 +96,10 @@ def tokenize(
     _remove_old(target)
     total = corpus.train.bytes + corpus.validation.bytes
     counter = _Counter(progress, total)
+    encoder = BulkEncoder(tokenizer, threads=workers != 1)
     splits = {}
     for name, text in (("train", corpus.train), ("validation", corpus.validation)):
-        splits[name] = _write_split(target, name, text, tokenizer, workers, counter)
+        splits[name] = _write_split(target, name, text, tokenizer, encoder, counter)
     write_json(target / MANIFEST, made_from | {"splits": splits, "sources": corpus.report.sources, "text_sha256": corpus.text_sha256})
     return load_prepared(target, verify=False)
 
@@ -163,14 +152,14 @@ class _Counter:
 
 
 def _write_split(
-    folder: Path, name: str, text: TextSplit, tokenizer: TextEncoder, workers: int, counter: _Counter
+    folder: Path, name: str, text: TextSplit, tokenizer: TextEncoder, encoder: BulkEncoder, counter: _Counter
 ) -> dict[str, Any]:
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     writer = _ShardWriter(folder, name, dtype)
     documents = byte_count = 0
     with storage_errors(folder), writer:
         for pieces, size in _batches(text):
-            tokens, finished = _encode(pieces, tokenizer, workers)
+            tokens, finished = _encode(pieces, encoder, tokenizer.end_of_text_id)
             if documents == 0 and writer.token_count == 0:
                 tokens.insert(0, tokenizer.end_of_text_id)
             writer.write(np.array(tokens, dtype=dtype))
@@ -200,13 +189,11 @@ def _batches(text: TextSplit) -> Iterator[tuple[list[tuple[str, bool]], int]]:
         yield pieces, size
 
 
-def _encode(pieces: list[tuple[str, bool]], tokenizer: TextEncoder, workers: int) -> tuple[list[int], int]:
-    texts = [piece for piece, _ in pieces]
-    encoded = [tokenizer.encode(text) for text in texts] if workers == 1 else tokenizer.encode_batch(texts)
-    end = [tokenizer.end_of_text_id]
-    finished = sum(last for _, last in pieces)
+def _encode(pieces: list[tuple[str, bool]], encoder: BulkEncoder, end_of_text: int) -> tuple[list[int], int]:
+    encoded = encoder.encode_batch([piece for piece, _ in pieces])
+    end = [end_of_text]
     tokens = list(chain.from_iterable(chain(ids, end) if last else ids for ids, (_, last) in zip(encoded, pieces, strict=True)))
-    return tokens, finished
+    return tokens, sum(last for _, last in pieces)
 
 
 class _ShardWriter:

@@ -12,22 +12,20 @@ from owngpt.data.clean import clean
 from owngpt.data.personal import mask
 from owngpt.data.report import DataReport, Removed
 from owngpt.data.sources import Document
-from owngpt.text.language import detect_language
 
-_SAMPLE_CHARACTERS = 6000
+_SAMPLE_CHARACTERS = 400
 
 
 class Staging:
     """Appends documents to one file; a document that turns out empty or seen before is taken back.
 
-    After use: `ranges`, `digests`, `languages` and `sources` describe each document in the file, in order.
+    After use: `ranges`, `digests` and `sources` describe each document in the file, in order.
     """
 
     def __init__(self, path: Path, config: DataConfig, report: DataReport) -> None:
         self.report = report
         self.ranges: list[tuple[int, int]] = []
         self.digests: list[bytes] = []
-        self.languages: list[str] = []
         self.sources: list[str] = []
         self._path, self._config = path, config
         self._file: BinaryIO | None = None
@@ -90,7 +88,6 @@ class Staging:
             self._seen.add(digest)
             self.ranges.append((self._start, self._end))
             self.digests.append(digest)
-            self.languages.append(detect_language(self._head))
             self.sources.append(source)
             self._start = self._end
 
