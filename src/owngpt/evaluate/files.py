@@ -29,10 +29,10 @@ def score_files(
 
     :raises DataError: when a path does not exist or gives no text.
     """
-    paths = [Path(path) for path in paths]
-    if not paths:
+    named = [Path(path) for path in paths]
+    if not named:
         raise DataError("there is nothing to score: name at least one file or folder")
-    return score_text(model, tokenizer, _texts(paths), context_length=context_length, stride=stride, progress=progress)
+    return score_text(model, tokenizer, _texts(named), context_length=context_length, stride=stride, progress=progress)
 
 
 def _texts(paths: Iterable[Path]) -> Iterator[str]:

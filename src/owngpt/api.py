@@ -1,0 +1,204 @@
+"""The Python face of OwnGPT: assembles the rooms below.
+
+>>> model = owngpt.load("runs/books")
+>>> print(model.generate("Call me", max_new_tokens=60, temperature=0.8))
+>>> for piece in model.stream("Call me"): print(piece, end="")
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from owngpt.config.generation import GenerationConfig
+from owngpt.engine.generate import generate as engine_generate
+from owngpt.engine.generate import generate_stream as engine_stream
+from owngpt.engine.sequence import Generation
+from owngpt.errors import ModelFolderError, UsageError
+from owngpt.evaluate.bits import Progress, Score
+from owngpt.evaluate.files import score_files
+from owngpt.formats.folder import load_model
+from owngpt.model.config import GPTConfig
+from owngpt.model.gpt import GPT
+from owngpt.text.chat import ChatTemplate
+from owngpt.text.tokenizer import Tokenizer
+
+SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""What a model folder's generation_config.json may set when it asks for sampling."""
+
+
+def load(path: str | Path, *, device: str | None = None) -> Model:
+    """Open a model folder.
+
+    :param path: a folder in the Hugging Face layout, written by OwnGPT or by others.
+    :param device: where to compute, as torch names it; by default the first GPU if there is one, else the CPU.
+    :raises ModelFolderError: when something is missing, damaged or does not fit together.
+    """
+    network, tokenizer = load_model(Path(path))
+    network.to(_device(device)).eval()
+    return Model(network, tokenizer, generation=_generation_settings(Path(path)))
+
+
+def evaluate(
+    model: Model | str | Path,
+    *,
+    data: str | Path | Iterable[str | Path],
+    context_length: int | None = None,
+    stride: int | None = None,
+    progress: Progress | None = None,
+) -> Score:
+    """Score a model on files it never saw, with a sliding window.
+
+    :param data: files or folders; their text is decoded and otherwise left as it is.
+    :param context_length: tokens of a window, by default the model's context length.
+    :param stride: tokens between windows, by default half of the window.
+    :param progress: called with the number of tokens scored so far.
+    :returns: bits per byte, perplexity and the counts they rest on.
+    """
+    model = model if isinstance(model, Model) else load(model)
+    paths = [data] if isinstance(data, str | Path) else list(data)
+    return score_files(model.network, model.tokenizer, paths, context_length=context_length, stride=stride, progress=progress)
+
+
+class Model:
+    """A GPT with its tokenizer, ready to write.
+
+    Options of :meth:`generate`, :meth:`stream` and :meth:`chat` are the fields of
+    :class:`owngpt.config.generation.GenerationConfig`; what is not given is the model folder's own setting, then the default.
+    """
+
+    def __init__(self, network: GPT, tokenizer: Tokenizer, *, generation: Mapping[str, Any] | None = None) -> None:
+        """:param generation: the content of generation_config.json, if any."""
+        self.network = network
+        self.tokenizer = tokenizer
+        self._defaults = _sampling_defaults(generation or {})
+        self._end_ids = _end_ids(tokenizer, generation or {})
+
+    @property
+    def config(self) -> GPTConfig:
+        """The model's shape."""
+        return self.network.config
+
+    def generate(self, prompt: str, **options: Any) -> str | list[str]:
+        """Continue a text.
+
+        :returns: what was written, without the prompt; a list of texts when ``num_return_sequences`` is above 1.
+        :raises UsageError: for an option out of range or a prompt that fills the model's context.
+        """
+        texts = [generation.text for generation in self.generations(prompt, **options)]
+        return texts[0] if len(texts) == 1 else texts
+
+    def generations(self, prompt: str, **options: Any) -> list[Generation]:
+        """Like :meth:`generate`, with the tokens and the reason each text ended."""
+        config = self._generation_config(options)
+        return engine_generate(self.network, self.tokenizer, self.tokenizer.encode(prompt), config, self._end_ids)
+
+    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+        """Continue a text, piece by piece; each piece is valid UTF-8 and together they are what :meth:`generate` returns."""
+        config = self._generation_config(options)
+        return engine_stream(self.network, self.tokenizer, self.tokenizer.encode(prompt), config, self._end_ids)
+
+    @overload
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **options: Any) -> str: ...
+
+    @overload
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any) -> str | Iterator[str]:
+        """Answer a conversation.
+
+        :param messages: ``{"role": "system" | "user" | "assistant", "content": …}``, oldest first.
+        :param stream: return the answer piece by piece.
+        :raises UsageError: when the model has no chat template, or the conversation fills its context.
+        """
+        config = self._generation_config(options)
+        token_ids = self.tokenizer.encode(self._render(messages), special=True)
+        if stream:
+            return engine_stream(self.network, self.tokenizer, token_ids, config, self._end_ids)
+        if config.num_return_sequences != 1:
+            raise UsageError(f"num_return_sequences is {config.num_return_sequences}; a chat has one answer: use 1")
+        return engine_generate(self.network, self.tokenizer, token_ids, config, self._end_ids)[0].text
+
+    def logits(self, token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """Logits of the next token at every position.
+
+        :param token_ids: (B, T), or (T,) for one sequence, of ids below ``config.vocab_size``; T at most
+            ``config.context_length``.
+        :returns: (B, T, V) float32 on the CPU.
+        """
+        ids = self._checked_ids(torch.as_tensor(token_ids))
+        with torch.inference_mode():
+            logits = self.network.logits(ids.to(self.network.embedding.weight.device))
+        return logits.float().cpu().clone()  # a clone is an ordinary tensor, which autograd accepts
+
+    def _generation_config(self, options: Mapping[str, Any]) -> GenerationConfig:
+        known = [field.name for field in fields(GenerationConfig)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise UsageError(f"unknown generation option {unknown[0]}; there are: {', '.join(known)}")
+        return GenerationConfig(**{**self._defaults, **options})
+
+    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        if not messages:
+            raise UsageError("the conversation is empty; give at least one message")
+        return ChatTemplate.of(self.tokenizer).render(messages, add_generation_prompt=True)
+
+    def _checked_ids(self, ids: Tensor) -> Tensor:
+        if ids.dim() == 1:
+            ids = ids[None]
+        if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+            raise UsageError(
+                f"token_ids are {tuple(ids.shape)} {ids.dtype}; they must be whole numbers, (T,) or (B, T), not empty"
+            )
+        if ids.shape[1] > self.config.context_length:
+            raise UsageError(f"{ids.shape[1]} tokens are longer than the model's context of {self.config.context_length}")
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = low if low < 0 else high
+            raise UsageError(f"token id {wrong} is outside the model's vocabulary, 0 to {self.config.vocab_size - 1}")
+        return ids.long()
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch refuses an unknown or absent device with either
+        raise UsageError(f"device {name} cannot be used here; leave it out or use cpu") from error
+    return device
+
+
+def _generation_settings(folder: Path) -> dict[str, Any]:
+    """The content of generation_config.json, or nothing when the folder has none."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelFolderError(f"{path} is not a JSON object")
+    return settings
+
+
+def _sampling_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling values of a folder that asks for sampling; without ``do_sample`` they are left over from its makers' tests."""
+    if not settings.get("do_sample"):
+        return {}
+    return {name: settings[name] for name in SAMPLING_FIELDS if settings.get(name) is not None}
+
+
+def _end_ids(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> frozenset[int]:
+    """Tokens that end a text: the tokenizer's, and those of the folder."""
+    named = settings.get("eos_token_id")
+    ids = named if isinstance(named, list) else [] if named is None else [named]
+    return tokenizer.stop_ids | {token_id for token_id in ids if isinstance(token_id, int)}
