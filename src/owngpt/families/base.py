@@ -41,6 +41,7 @@ ACTIVATION_NAMES: Mapping[str, str] = {
 """Ours → the name that we write."""
 
 LONGEST_CONTEXT = 1 << 24
+MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,13 @@ class ConfigReader:
         value = self.take(name, default)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise self.error(name, value, "a whole number of at least 1")
+        return value
+
+    def layers(self, name: str) -> int:
+        """Number of layers, bounded, since a config may claim any."""
+        value = self.integer(name)
+        if value > MOST_LAYERS:
+            raise self.error(name, value, f"at most {MOST_LAYERS}")
         return value
 
     def number(self, name: str, default: float) -> float:

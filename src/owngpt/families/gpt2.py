@@ -33,7 +33,7 @@ class GPT2:
             vocab_size=reader.integer("vocab_size", 50257),
             context_length=reader.context_length("n_positions", 1024),
             hidden_size=width,
-            layers=reader.integer("n_layer"),
+            layers=reader.layers("n_layer"),
             heads=heads,
             key_value_heads=heads,
             head_size=width // heads,

@@ -27,7 +27,7 @@ class GPTNeo:
         reader = ConfigReader(values, self.model_type)
         reader.ignore("embed_dropout", *(name for name in values if name.startswith("summary_")))
         width, heads = head_split(reader, "hidden_size", "num_heads")
-        layers = reader.integer("num_layers")
+        layers = reader.layers("num_layers")
         config = GPTConfig(
             vocab_size=reader.integer("vocab_size", 50257),
             context_length=reader.context_length("max_position_embeddings", 2048),

@@ -32,7 +32,7 @@ class OpenAIGPT:
             vocab_size=reader.integer("vocab_size", 40478),
             context_length=reader.context_length("n_positions", 512),
             hidden_size=width,
-            layers=reader.integer("n_layer"),
+            layers=reader.layers("n_layer"),
             heads=heads,
             key_value_heads=heads,
             head_size=width // heads,

@@ -21,7 +21,7 @@ class Qwen3:
         """See :class:`Family`."""
         reader = ConfigReader(values, self.model_type)
         reader.expect("hidden_act", "silu", "swish")
-        heads, layers = reader.integer("num_attention_heads"), reader.integer("num_hidden_layers")
+        heads, layers = reader.integer("num_attention_heads"), reader.layers("num_hidden_layers")
         bias = reader.flag("attention_bias", False)
         config = GPTConfig(
             vocab_size=reader.integer("vocab_size"),

@@ -1,0 +1,169 @@
+"""The model folder: config.json, weights, tokenizer and card in the Hugging Face layout, which transformers opens unchanged."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, sync_file, sync_folder
+from owngpt.errors import ModelFolderError, UsageError
+from owngpt.families import family_for, family_named
+from owngpt.formats.weights import INDEX_FILE, WEIGHTS_FILE, TensorFiles, export_state, load_state
+from owngpt.model.config import GPTConfig
+from owngpt.model.gpt import GPT
+from owngpt.model.rotary import rotary_tables
+from owngpt.text.tokenizer import TEMPLATE_FILE, Tokenizer
+
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+CARD_FILE = "README.md"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAXIMUM_CONFIG_BYTES = 1 << 20
+
+
+def save_model(
+    folder: str | Path,
+    model: GPT,
+    tokenizer: Tokenizer,
+    *,
+    card: str | None = None,
+    generation: Mapping[str, Any] | None = None,
+    dtype: str = "float32",
+) -> list[Path]:
+    """Write a model folder. At any instant each file in it is the old one or the new one, whole.
+
+    :param card: text of README.md; see :mod:`owngpt.formats.card`.
+    :param generation: fields for generation_config.json beside the ids of the special tokens, such as temperature.
+    :param dtype: float32, bfloat16 or float16.
+    :returns: the files written.
+    :raises ModelFolderError: no layout says this model exactly, or the tokenizer has more ids than the model.
+    :raises StorageError: the disk is full, read-only or not ours; what was there is untouched.
+    """
+    folder = Path(folder)
+    if dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; choose {', '.join(DTYPES)}")
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ModelFolderError(
+            f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size} embeddings; "
+            "save the model with the tokenizer that it was trained with"
+        )
+    family = family_for(model.config)
+    tensors = export_state(model.state_dict(), family, model.config, DTYPES[dtype])
+    ids = _token_ids(tokenizer)
+    texts = {
+        GENERATION_FILE: _json({**ids, **(generation or {})}),
+        CONFIG_FILE: _json({**family.from_config(model.config), **ids, "dtype": dtype}),
+        **({CARD_FILE: card} if card is not None else {}),
+    }
+    make_folder(folder)
+    staging = folder / f".model-{os.getpid()}{TEMPORARY_SUFFIX}"
+    with storage_errors(folder):
+        try:
+            shutil.rmtree(staging, ignore_errors=True)
+            staging.mkdir()
+            save_file(tensors, staging / WEIGHTS_FILE, metadata={"format": "pt"})
+            tokenizer.save(staging)
+            for name, text in texts.items():
+                (staging / name).write_text(text, encoding="utf-8", newline="")
+            return _publish(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _publish(staging: Path, folder: Path) -> list[Path]:
+    """Move finished files to where they belong, config.json last: with it the folder is a model."""
+    names = sorted((file.name for file in staging.iterdir()), key=lambda name: (name == CONFIG_FILE, name))
+    mode = (staging / CONFIG_FILE).stat().st_mode  # as the person's umask has it; safetensors makes its file private
+    for name in names:
+        os.chmod(staging / name, mode)
+        sync_file(staging / name)
+    for name in names:
+        os.replace(staging / name, folder / name)
+    for stale in {TEMPLATE_FILE, INDEX_FILE} - set(names):  # of an earlier model in this folder
+        (folder / stale).unlink(missing_ok=True)
+    sync_folder(folder)
+    return [folder / name for name in names]
+
+
+def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
+    """Open a model folder, ours or of a family that we know.
+
+    :param dtype: of the parameters in memory, whatever the file holds.
+    :returns: the model, on the CPU and in evaluation mode, and its tokenizer.
+    :raises ModelFolderError: something is missing, left over, of another shape or not implemented; it is named.
+    """
+    folder = Path(folder)
+    config = load_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise ModelFolderError(
+            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "
+            "they do not belong together"
+        )
+    return load_weights(folder, config, dtype=dtype), tokenizer
+
+
+def load_weights(folder: Path, config: GPTConfig, *, dtype: torch.dtype = torch.float32) -> GPT:
+    """The model of a folder whose config has been read; without its tokenizer."""
+    family = family_named(_read_config(folder)["model_type"])
+    with TensorFiles(folder) as files:
+        state = load_state(files, family, config, dtype)
+    with torch.device("meta"):  # nothing is drawn or allocated: the parameters become the tensors of the file
+        model = GPT(config)
+    model.load_state_dict(state, strict=True, assign=True)
+    # What is not in the file was only described.
+    size = config.rotary_size if config.positions == "rotary" else 0
+    model.cosines, model.sines = rotary_tables(config.context_length, size, config.rotary_base)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    return model.eval()
+
+
+def load_config(folder: str | Path) -> GPTConfig:
+    """The configuration of a model folder.
+
+    :raises ModelFolderError: config.json is missing, damaged, or asks for something that is not implemented.
+    """
+    folder = Path(folder)
+    values = _read_config(folder)
+    try:
+        return family_named(values["model_type"]).to_config(values)
+    except (ModelFolderError, UsageError) as error:
+        raise ModelFolderError(f"{folder}: {error}") from error
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    file = folder / CONFIG_FILE
+    if not folder.is_dir():
+        raise ModelFolderError(f"{folder} is not a folder; name the folder that holds the model's {CONFIG_FILE}")
+    if not file.is_file():
+        raise ModelFolderError(
+            f"{folder} has no {CONFIG_FILE}, so it is not a model folder; name the folder that a training wrote"
+        )
+    if file.stat().st_size > MAXIMUM_CONFIG_BYTES:
+        raise ModelFolderError(f"{file} has {file.stat().st_size:,} bytes; a {CONFIG_FILE} has at most {MAXIMUM_CONFIG_BYTES:,}")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFolderError(f"{file} is not JSON ({error}); copy the folder again") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise ModelFolderError(f"{file} names no model_type; it is not the config of a model")
+    return values
+
+
+def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """Ids for config.json and generation_config.json, those that the tokenizer has."""
+    settings = {"bos_token_id": tokenizer.begin_of_text_id}
+    if tokenizer.stop_ids:
+        settings |= {"eos_token_id": tokenizer.end_of_text_id, "pad_token_id": tokenizer.padding_id}
+    return {name: token_id for name, token_id in settings.items() if token_id is not None}
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, indent=2) + "\n"
