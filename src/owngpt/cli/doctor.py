@@ -32,8 +32,8 @@ def examine(minutes: float) -> dict[str, Any]:
     """All that doctor tells, as plain values; rates a second, memory and disk in bytes."""
     import torch
 
-    from owngpt import kernels
     from owngpt.kernels.ceiling import matmul_ceiling, read_bandwidth
+    from owngpt.kernels.library import status
     from owngpt.kernels.machine import describe_machine
     from owngpt.train.planner import what_fits
 
@@ -47,7 +47,7 @@ def examine(minutes: float) -> dict[str, Any]:
     }
     return {
         "machine": machine.to_dict(),
-        "kernels": kernels.status(),
+        "kernels": status(),
         "ceilings": ceilings,
         "disk_free": shutil.disk_usage(".").free,
         "minutes": minutes,
@@ -69,8 +69,14 @@ def _show(found: dict[str, Any]) -> None:
             "matrix products": f"{ceilings['matmul_bf16_flops'] / 1e9:,.0f} GFLOP/s in bf16, "
             f"{ceilings['matmul_fp32_flops'] / 1e9:,.0f} in fp32 ({ceilings['device']})",
             "memory reads": f"{ceilings['memory_read_bytes'] / 1e9:.1f} GB/s",
-            **{f"kernel {name}": value for name, value in found["kernels"].items()},
+            "kernels": _kernels(found["kernels"]),
         }
     )
     print(f"\nIn {found['minutes']:g} minutes:")
     print_pairs(found["fits"], indent="  ")
+
+
+def _kernels(status: dict[str, Any]) -> str:
+    if not status["compiled"]:
+        return f"plain PyTorch, which is slower: {status['reason']}"
+    return "compiled, fused" + (", attention on matrix tiles" if status["attention"] else "; attention from PyTorch")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from owngpt.kernels import build
 
 FEATURES = ("amx_bf16", "amx_int8", "amx_tile", "avx512_bf16", "avx512_vnni", "avx512f", "avx2", "asimd", "bf16", "sve")
 """The vector and matrix extensions that matter here, as Linux names them."""
@@ -105,8 +106,8 @@ def _memory() -> tuple[int, int]:
 
 
 def _compiler() -> str | None:
-    """The C compiler that CC names, or the system's."""
-    found = next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    """First line of what the C compiler says of itself."""
+    found = build.compiler()
     if found is None:
         return None
     try:
