@@ -17,10 +17,11 @@ from owngpt.errors import DataError
 
 _MEMBER_BYTES = 256 * 2**20
 _STDLIB_LIMIT = 10_000_000
-_STDLIB_SKIPPED = frozenset(
-    "__pycache__ site-packages dist-packages test tests idle_test idlelib lib2to3 encodings ensurepip pydoc_data turtledemo "
-    "_distutils_hack config".split()
-)
+_SKIPPED = """
+__pycache__ site-packages dist-packages test tests idle_test idlelib lib2to3 encodings ensurepip pydoc_data turtledemo
+_distutils_hack config
+"""
+_STDLIB_SKIPPED = frozenset(_SKIPPED.split())
 
 
 def members(archive: Path, pattern: str) -> Iterator[tuple[re.Match[str], bytes]]:

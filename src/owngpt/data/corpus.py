@@ -125,7 +125,9 @@ class Corpus:
             ]
             return cls(path, splits[0], splits[1], report, described["fingerprint"], described["text_sha256"])
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(f"the corpus in {path} is damaged ({error}); delete that folder and prepare the data again") from error
+            raise DataError(
+                f"the corpus in {path} is damaged ({error}); delete that folder and prepare the data again"
+            ) from error
 
 
 def collect(
@@ -203,7 +205,9 @@ def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: S
     if not staging.ranges:
         reasons = [f"{count} × {reason} ({log.samples[reason][0]})" for reason, count in log.skipped.most_common(3)]
         reasons += [f"{removed.documents} × {reason}" for reason, removed in report.removed.items()]
-        raise DataError(f"no text could be read from {names}: {'; '.join(reasons) or 'nothing was found'}; give text files that can be read")
+        raise DataError(
+            f"no text could be read from {names}: {'; '.join(reasons) or 'nothing was found'}; give text files that can be read"
+        )
     size = sum(stop - start for start, stop in staging.ranges)
     if size < LEAST_BYTES:
         raise DataError(f"{names} holds only {size} bytes of text, and at least {LEAST_BYTES} are needed; add more text")

@@ -9,7 +9,6 @@ Massive Datasets", section 3.4) finds the pairs worth comparing without comparin
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import cast
 
 import numpy as np
 
@@ -129,7 +128,7 @@ def _shingle_hashes(texts: list[bytes]) -> np.ndarray:
     hashes *= _MULTIPLIERS[1]
     inside = np.ones(len(values), dtype=bool)  # a run that begins in the last bytes of a text reaches into the next one
     inside[np.maximum(ends[:, None] - np.arange(1, SHINGLE_BYTES), 0).ravel()] = False
-    return cast("np.ndarray", hashes[inside[: len(hashes)]])
+    return hashes[inside[: len(hashes)]]
 
 
 def _pair(first: np.ndarray, second: np.ndarray, distance: int) -> np.ndarray:
@@ -156,7 +155,7 @@ def _candidates(rows: np.ndarray, rows_per_band: int) -> tuple[np.ndarray, np.nd
         places = np.flatnonzero(same)
         for others in (first_of[places], order[places - 1]):
             pairs.append(others * len(rows) + order[places])
-    return cast("tuple[np.ndarray, np.ndarray]", np.divmod(np.unique(np.concatenate(pairs)), len(rows)))
+    return np.divmod(np.unique(np.concatenate(pairs)), len(rows))
 
 
 def _band_hashes(band: np.ndarray) -> np.ndarray:

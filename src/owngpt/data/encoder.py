@@ -32,7 +32,7 @@ _CACHED_WORDS = 400_000
 _PROBES = (
     "it's IT'LL we'Re I'm 'tis don't 1234567 a1b2 3rd\n",
     "x  y   z\n\n  z \n\tq\n \n",
-    "(a)_b__c ...\n\n! #!@ a.b(c), \"d\" -- e\n",
+    '(a)_b__c ...\n\n! #!@ a.b(c), "d" -- e\n',
     "é'sé “q” — naïve… ß Ж μ €5\n",
     "\t\tif x == 1:\n\t\t    y  # z\n",
 )

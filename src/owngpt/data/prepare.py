@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, cast
 
 from owngpt.config.data import DataConfig
 from owngpt.data.corpus import CORPUS_FILE, Corpus, collect
@@ -18,7 +19,8 @@ from owngpt.text.training import train_tokenizer
 PREPARED_FILE = "prepared.json"
 CORPUS_FOLDER, TOKENIZER_FOLDER, TOKENS_FOLDER = "corpus", "tokenizer", "tokens"
 TRAINED_KINDS = ("bpe", "byte", "char")
-_TOKENIZER_SAMPLE_BYTES = 128 * 2**20
+_TOKENIZER_SAMPLE_BYTES = 64 * 2**20
+Kind = Literal["bpe", "byte", "char"]
 
 
 def prepare(
@@ -62,7 +64,7 @@ def find_report(folder: str | os.PathLike[str]) -> DataReport:
         DataError: no corpus was prepared there, or it is damaged.
     """
     path = Path(folder)
-    for candidate in (path, path / CORPUS_FOLDER, path / "run" / CORPUS_FOLDER, path / "run" / "data" / CORPUS_FOLDER):
+    for candidate in (path, path / CORPUS_FOLDER, path / "run" / "data" / "text"):
         if (candidate / CORPUS_FILE).exists():
             try:
                 return DataReport.from_dict(read_json(candidate / CORPUS_FILE)["report"])
@@ -77,7 +79,8 @@ def _open_tokenizer(tokenizer: str | os.PathLike[str]) -> Tokenizer | None:
         return None
     if not Path(tokenizer).exists():
         raise UsageError(
-            f"tokenizer {str(tokenizer)!r} is neither one of {', '.join(TRAINED_KINDS)} nor a folder or file that exists; name one of these"
+            f"tokenizer {str(tokenizer)!r} is neither one of {', '.join(TRAINED_KINDS)} nor a folder or file that exists; "
+            "name one of these"
         )
     return Tokenizer.load(Path(tokenizer))
 
@@ -92,10 +95,8 @@ def _trained_tokenizer(folder: Path, corpus: Corpus, kind: str, vocab_size: int,
         if progress is not None:
             progress("train tokenizer", min(characters, total), total)
 
-    if corpus.train.bytes <= _TOKENIZER_SAMPLE_BYTES:
-        trained = train_tokenizer((text for text, _ in corpus.train.pieces()), kind=kind, vocab_size=vocab_size, progress=report)
-    else:
-        trained = train_tokenizer(corpus.train.sample(_TOKENIZER_SAMPLE_BYTES), kind=kind, vocab_size=vocab_size, progress=report)
+    texts = corpus.train.sample(_TOKENIZER_SAMPLE_BYTES)
+    trained = train_tokenizer(texts, kind=cast("Kind", kind), vocab_size=vocab_size, progress=report)
     trained.save(target)
     return trained
 

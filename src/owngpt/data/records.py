@@ -143,7 +143,11 @@ def _may_hold_text(kind: Any) -> bool:
     import pyarrow.types as types
 
     return bool(
-        types.is_string(kind) or types.is_large_string(kind) or types.is_list(kind) or types.is_large_list(kind) or types.is_struct(kind)
+        types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_list(kind)
+        or types.is_large_list(kind)
+        or types.is_struct(kind)
     )
 
 

@@ -70,11 +70,11 @@ class DataReport:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> DataReport:
-        """The report that :meth:`to_dict` gave; unknown names are an error (TypeError)."""
+        """The report that :meth:`to_dict` gave; names of another version are passed over."""
         known = {item.name for item in fields(cls)}
-        report = cls(**{name: value for name, value in values.items() if name in known})
-        report.removed = {reason: Removed(**removed) for reason, removed in report.removed.items()}
-        return report
+        given = {name: value for name, value in values.items() if name in known}
+        given["removed"] = {reason: Removed(**removed) for reason, removed in given.get("removed", {}).items()}
+        return cls(**given)
 
     def lines(self) -> list[str]:
         """The report for a person, a line at a time."""
@@ -123,7 +123,8 @@ def corpus_warnings(train_bytes: int, validation_bytes: int, shares_text: bool) 
     result = []
     if train_bytes < SMALL_CORPUS_BYTES:
         result.append(
-            f"only {in_bytes(train_bytes)} to train on: the model will mostly repeat them; a megabyte or more gives real sentences"
+            f"only {in_bytes(train_bytes)} to train on: the model will mostly repeat them; "
+            "a megabyte or more gives real sentences"
         )
     if validation_bytes < 2000:
         result.append(f"only {in_bytes(validation_bytes)} held out: the score is rough")

@@ -100,7 +100,9 @@ def tokenize(
     splits = {}
     for name, text in (("train", corpus.train), ("validation", corpus.validation)):
         splits[name] = _write_split(target, name, text, tokenizer, encoder, counter)
-    write_json(target / MANIFEST, made_from | {"splits": splits, "sources": corpus.report.sources, "text_sha256": corpus.text_sha256})
+    write_json(
+        target / MANIFEST, made_from | {"splits": splits, "sources": corpus.report.sources, "text_sha256": corpus.text_sha256}
+    )
     return load_prepared(target, verify=False)
 
 
@@ -261,7 +263,9 @@ def _open_shard(folder: Path, described: dict[str, Any], dtype: np.dtype, verify
     try:
         size = path.stat().st_size
         if size != expected:
-            raise DataError(f"{path} has {size} bytes where the manifest says {expected}; delete {folder} and prepare the data again")
+            raise DataError(
+                f"{path} has {size} bytes where the manifest says {expected}; delete {folder} and prepare the data again"
+            )
         tokens = np.memmap(path, dtype=dtype, mode="r")
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); delete {folder} and prepare the data again") from error

@@ -23,12 +23,13 @@ from owngpt.errors import DataError
 PART_CHARACTERS = 2**20
 """A document longer than this is handed on in parts."""
 
-_NOT_TEXT = frozenset(
-    ".7z .a .apk .avi .bin .bmp .bz2 .ckpt .class .db .dll .doc .docx .dylib .eot .epub .exe .flac .gguf .gif .ico .jar .jpeg "
-    ".jpg .lz4 .m4a .mkv .mo .mobi .mov .mp3 .mp4 .mpeg .npy .npz .o .odt .ogg .onnx .otf .pdf .pickle .pkl .png .ppt .pptx "
-    ".psd .pt .pth .pyc .pyd .rar .rtf .safetensors .so .sqlite .sqlite3 .svgz .tar .tgz .tif .tiff .ttf .wasm .wav .webm "
-    ".webp .whl .woff .woff2 .xls .xlsx .xz .zip .zst".split()
-)
+_BINARY_ENDINGS = """
+.7z .a .apk .avi .bin .bmp .bz2 .ckpt .class .db .dll .doc .docx .dylib .eot .epub .exe .flac .gguf .gif .ico .jar .jpeg .jpg
+.lz4 .m4a .mkv .mo .mobi .mov .mp3 .mp4 .mpeg .npy .npz .o .odt .ogg .onnx .otf .pdf .pickle .pkl .png .ppt .pptx .psd .pt .pth
+.pyc .pyd .rar .rtf .safetensors .so .sqlite .sqlite3 .svgz .tar .tgz .tif .tiff .ttf .wasm .wav .webm .webp .whl .woff .woff2
+.xls .xlsx .xz .zip .zst
+"""
+_NOT_TEXT = frozenset(_BINARY_ENDINGS.split())
 _SKIPPED_FOLDERS = frozenset({"__pycache__", "node_modules"})
 _RECORD_SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _SAMPLES = 5
@@ -109,9 +110,7 @@ def list_files(sources: Iterable[str | os.PathLike[str]], log: ReadLog | None = 
     return list(found.values())
 
 
-def documents(
-    sources: Iterable[str | os.PathLike[str]] | Sequence[SourceFile], log: ReadLog | None = None
-) -> Iterator[Document]:
+def documents(sources: Iterable[str | os.PathLike[str]] | Sequence[SourceFile], log: ReadLog | None = None) -> Iterator[Document]:
     """The documents of `sources` (paths, or files that :func:`list_files` gave), in order, in bounded memory.
 
     Files that vanished, may not be read, are damaged or are not text are named in `log` and passed over.
@@ -121,8 +120,8 @@ def documents(
     """
     log = log if log is not None else ReadLog()
     given = list(sources)
-    files = cast("list[SourceFile]", given) if given and isinstance(given[0], SourceFile) else list_files(cast("list[str]", given), log)
-    for file in files:
+    files = [source for source in given if isinstance(source, SourceFile)]
+    for file in files or list_files([source for source in given if not isinstance(source, SourceFile)], log):
         yield from _read(file, log)
 
 
@@ -169,7 +168,11 @@ def _nothing_found(sources: list[Path], log: ReadLog) -> str:
     if log.skipped:
         reason, count = log.skipped.most_common(1)[0]
         example = log.samples[reason][0]
-        return f"{names} holds no text: {count} {'file' if count == 1 else 'files'} passed over ({reason}: {example}); convert the text to .txt, .md, .jsonl, .csv or .parquet"
+        files = "1 file was" if count == 1 else f"{count} files were"
+        return (
+            f"{names} holds no text: {files} passed over ({reason}: {example}); "
+            "convert the text to .txt, .md, .jsonl, .csv or .parquet"
+        )
     return f"{names} holds no files; put text (.txt, .md, code, .jsonl, .csv, .parquet) into it"
 
 
@@ -180,7 +183,7 @@ def _read(file: SourceFile, log: ReadLog) -> Iterator[Document]:
             hashed = _HashedFile(raw, log)
             if file.kind == "parquet":
                 yield from _numbered(records.parquet(raw, name, log), name)
-                log.hashes[name] = _hash_rest(raw, log)
+                log.hashes[name] = _hash_again(raw, log)
                 return
             stream = cast("BinaryIO", io.BufferedReader(hashed, 2**18))
             if file.path.suffix.lower() == ".gz":
@@ -273,8 +276,11 @@ class _HashedFile(io.RawIOBase):
         return self._hash.hexdigest()
 
 
-def _hash_rest(raw: BinaryIO, log: ReadLog) -> str:
+def _hash_again(raw: BinaryIO, log: ReadLog) -> str:
+    """SHA-256 of a file that was not read from its beginning to its end."""
     raw.seek(0)
-    digest = hashlib.file_digest(raw, "sha256")
-    log.bytes_read += raw.tell()
+    digest = hashlib.sha256()
+    while block := raw.read(2**20):
+        digest.update(block)
+        log.bytes_read += len(block)
     return digest.hexdigest()

@@ -39,7 +39,7 @@ class Staging:
         self._digest = hashlib.blake2b(digest_size=16)
 
     def __enter__(self) -> Staging:
-        self._file = open(self._path, "wb")  # noqa: SIM115 - closed in __exit__
+        self._file = open(self._path, "wb")
         return self
 
     def __exit__(self, *_: object) -> None:
