@@ -87,3 +87,15 @@ def test_a_training_model_decodes_without_dropout_and_goes_on_training() -> None
     model.train()
     torch.testing.assert_close(CachedContext(config).extend(model, ids), expected, rtol=1e-4, atol=1e-4)
     assert model.training
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_bfloat16_decodes_as_it_computes_at_once(config: GPTConfig) -> None:
+    """The compiled kernels, too, turn each token by its absolute position."""
+    config = replace(config, initializer_range=0.1)
+    model, ids = make(config).bfloat16(), tokens(config, rows=2)
+    expected = model.logits(ids)
+    context = CachedContext(config)
+    for chunk in ids.split([9, 1, 6, 1, 7], dim=1):
+        logits, wanted = context.extend(model, chunk), expected[:, context.length - 1]
+        assert (logits - wanted).norm() < 0.03 * wanted.norm()
