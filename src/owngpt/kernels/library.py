@@ -20,6 +20,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rotate_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _I),
     "attention": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
     "attention_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _L, _P, _I, _I, _I, _I, _I, _I, _F, _I),
+    "transpose": (_P, _P, _L, _L, _I),
     "swiglu": (_P, _P, _L, _L, _I),
     "swiglu_backward": (_P, _P, _P, _L, _L, _I),
     "gelu": (_P, _P, _L, _I),
@@ -31,7 +32,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
 }
-WITH_STATUS = ("attention", "attention_backward")
+ON_TILES = ("attention", "attention_backward")
+"""Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 
 @cache
@@ -42,9 +44,12 @@ def functions() -> dict[str, Any] | None:
         return None
     found = {}
     for name, arguments in SIGNATURES.items():
-        function = getattr(library, f"owngpt_{name}")
+        function = getattr(library, f"owngpt_{name}", None)
+        if function is None:
+            assert name in ON_TILES, name
+            continue
         function.argtypes = arguments
-        function.restype = ctypes.c_int if name in WITH_STATUS else None
+        function.restype = ctypes.c_int if name in ON_TILES else None
         found[name] = function
     return found
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import library
+from owngpt.kernels.linear import weight_gradient
 
 BLOCK_VALUES = 32 * 1024 * 1024
 """Logits held at once (64 MB in bfloat16)."""
@@ -55,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += losses.sum(dtype=total.dtype)
             if d_hidden is not None:
                 torch.mm(gradient, weight, out=d_hidden[first : first + rows])
-                d_part = gradient.t() @ part
+                d_part = weight_gradient(gradient, part)
                 d_weight = d_part if len(blocks) == 1 else d_part.float() if d_weight is None else d_weight.add_(d_part)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_type = weight.dtype
