@@ -23,18 +23,13 @@ LENGTH = 40
 TEXT = "The quick brown fox; 滚滚长江东逝水，浪花淘尽英雄。\n\n    it's 1859 <|im_start|>\t🧑‍👩‍👧\r\n"
 
 NATIVE = {"vocab_size": 320, "context_length": 64, "hidden_size": 48, "layers": 3, "intermediate_size": 80}
+GROUPED = {"heads": 4, "key_value_heads": 2, "head_size": 16}
 OURS: dict[str, dict[str, Any]] = {
     "qwen3": {"heads": 4, "key_value_heads": 2, "head_size": 16},
     "qwen3 multi-head": {"heads": 3, "key_value_heads": 3, "head_size": 16, "rotary_base": 5000.0},
     "qwen3 untied": {"heads": 6, "key_value_heads": 1, "head_size": 8, "tie_embeddings": False, "norm_epsilon": 1e-5},
     "qwen3 windows": {"heads": 4, "key_value_heads": 2, "head_size": 16, "attention_windows": (0, 9, 0)},
-    "qwen3 biases": {
-        "heads": 4,
-        "key_value_heads": 2,
-        "head_size": 16,
-        "query_key_value_bias": True,
-        "attention_output_bias": True,
-    },  # fmt: skip
+    "qwen3 biases": {**GROUPED, "query_key_value_bias": True, "attention_output_bias": True},
     "gpt2": {"heads": 3},
     "gpt2 untied": {"heads": 4, "tie_embeddings": False, "activation": "gelu"},
     "gpt2 unscaled": {"heads": 3, "attention_scale": 1.0, "activation": "relu"},
@@ -46,33 +41,38 @@ CLASSIC = {
     "positions": "learned", "norm": "layernorm", "norm_epsilon": 1e-5, "activation": "gelu_tanh", "query_key_value_bias": True,
     "attention_output_bias": True, "mlp_bias": True, "query_key_norm": False,
 }  # fmt: skip
+SMALL = {"hidden_size": 40, "intermediate_size": 72, "max_position_embeddings": 64}
+SLIDING = {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2, "tie_word_embeddings": True}
+ROTARY = {"rope_type": "default", "rope_theta": 1e6}
 THEIRS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": (
         "Qwen3",
         {
-            "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3,
-            "head_dim": 12, "max_position_embeddings": 64, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+            **SMALL,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
+            "head_dim": 12,
+            "rope_parameters": ROTARY,
         },
     ),
     "qwen3 windows": (
         "Qwen3",
-        {
-            "hidden_size": 40, "intermediate_size": 72, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4,
-            "head_dim": 10, "max_position_embeddings": 64, "use_sliding_window": True, "sliding_window": 7,
-            "max_window_layers": 2, "tie_word_embeddings": True, "attention_bias": True,
-        },
+        {**SMALL, **SLIDING, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 10}
+        | {"attention_bias": True},
     ),
     "gpt2": ("GPT2", {"n_embd": 45, "n_layer": 2, "n_head": 5, "n_positions": 64}),
-    "gpt2 wide": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 50, "tie_word_embeddings": False}),
+    "gpt2 wide": (
+        "GPT2",
+        {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 50, "tie_word_embeddings": False},
+    ),
     "gpt_neo": (
         "GPTNeo",
-        {
-            "hidden_size": 48, "num_layers": 3, "num_heads": 3, "max_position_embeddings": 64, "window_size": 6,
-            "attention_types": [[["global", "local"], 1], [["local"], 1]],
-        },
+        {"hidden_size": 48, "num_layers": 3, "num_heads": 3, "max_position_embeddings": 64, "window_size": 6}
+        | {"attention_types": [[["global", "local"], 1], [["local"], 1]]},
     ),
     "openai-gpt": ("OpenAIGPT", {"n_embd": 36, "n_layer": 2, "n_head": 3, "n_positions": 64}),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

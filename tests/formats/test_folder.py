@@ -1,0 +1,215 @@
+"""A model folder is whole or refused, with the reason; saving never leaves half of one."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from owngpt.errors import ModelFolderError, StorageError, UsageError
+from owngpt.formats.folder import load_config, load_model, save_model
+from owngpt.model.config import GPTConfig
+from owngpt.model.gpt import GPT
+from owngpt.text.training import train_tokenizer
+
+CONFIG = GPTConfig(
+    vocab_size=280, context_length=32, hidden_size=32, layers=2, heads=4, key_value_heads=2, head_size=8, intermediate_size=64
+)
+TOKENIZER = train_tokenizer([], kind="byte")
+
+
+def model() -> GPT:
+    return GPT(CONFIG, generator=torch.Generator().manual_seed(1)).eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_model(tmp_path / "model", model(), TOKENIZER, card="# Mine\n", generation={"temperature": 0.7})
+    return tmp_path / "model"
+
+
+def edit(file: Path, **values: Any) -> None:
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, **values}))
+
+
+def test_what_is_saved_comes_back(folder: Path) -> None:
+    again, tokenizer = load_model(folder)
+    assert again.config == CONFIG
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
+    for name, tensor in model().state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert not again.training
+    assert all(parameter.requires_grad for parameter in again.parameters())
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(again.logits(ids), model().logits(ids))
+
+
+def test_the_files_are_the_usual_ones(folder: Path) -> None:
+    names = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "README.md"}
+    assert {file.name for file in folder.iterdir()} == names
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")  # tied: once
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["architectures"], config["dtype"]) == ("qwen3", ["Qwen3ForCausalLM"], "float32")
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1, "temperature": 0.7}
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()}
+    assert len(modes) == 1
+
+
+def test_a_loaded_model_trains(folder: Path) -> None:
+    again, _ = load_model(folder)
+    again.train().loss(torch.arange(8)[None], torch.arange(1, 9)[None]).backward()
+    assert all(parameter.grad is not None for parameter in again.parameters())
+
+
+def test_saving_replaces_what_an_earlier_model_left(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("old")
+    (folder / "model.safetensors.index.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    save_model(folder, model(), TOKENIZER)
+    assert not (folder / "chat_template.jinja").exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert load_model(folder)[1].chat_template is None
+
+
+def test_shards_and_names_without_prefix_are_read(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    parts = [dict(list(tensors.items())[::2]), dict(list(tensors.items())[1::2])]
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    for name, part in zip(files, parts, strict=True):
+        save_file({key.removeprefix("model."): tensor for key, tensor in part.items()}, folder / name)
+    where = {key.removeprefix("model."): name for name, part in zip(files, parts, strict=True) for key in part}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+    again, _ = load_model(folder)
+    assert torch.equal(again.embedding.weight, model().embedding.weight)
+    (folder / files[1]).unlink()
+    with pytest.raises(ModelFolderError, match="00002-of-00002"):
+        load_model(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
+    with pytest.raises(ModelFolderError, match="secret"):
+        load_model(folder)
+
+
+def test_a_repeated_tied_head_must_be_the_embedding(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, folder / "model.safetensors")
+    load_model(folder)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"] + 1}, folder / "model.safetensors")
+    with pytest.raises(ModelFolderError, match="tie_word_embeddings"):
+        load_model(folder)
+
+
+def change_tensors(folder: Path, **changes: torch.Tensor | None) -> None:
+    tensors = {**load_file(folder / "model.safetensors"), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "model.safetensors")
+
+
+def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
+    norm = "model.norm.weight"
+    whole = load_file(folder / "model.safetensors")
+    for change, message in (
+        ({norm: None}, f"missing .*{norm}"),
+        ({"model.extra.weight": torch.zeros(1)}, "not part of the model .*model.extra.weight"),
+        ({norm: torch.zeros(5)}, f"wrong shape .*{norm} 5 instead of 32"),
+        ({norm: torch.zeros(32, dtype=torch.int32)}, f"floating point .*{norm} I32"),
+        ({"norm.weight": torch.zeros(32)}, "stored twice"),
+    ):
+        save_file(whole, folder / "model.safetensors")
+        change_tensors(folder, **change)
+        with pytest.raises(ModelFolderError, match=message):
+            load_model(folder)
+
+
+def test_damaged_and_missing_files_are_named(folder: Path) -> None:
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:-100])
+    with pytest.raises(ModelFolderError, match="damaged"):
+        load_model(folder)
+    (folder / "model.safetensors").write_bytes(b"\xff" * 64)
+    with pytest.raises(ModelFolderError, match="damaged"):
+        load_model(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelFolderError, match=r"no model\.safetensors"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80")
+    with pytest.raises(ModelFolderError, match=r"pickle.*save_pretrained"):
+        load_model(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"tokenizer\.json does not exist"):
+        load_model(folder)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelFolderError, match="not JSON"):
+        load_config(folder)
+    (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelFolderError, match="model_type"):
+        load_config(folder)
+    (folder / "config.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"no config\.json"):
+        load_config(folder)
+    with pytest.raises(ModelFolderError, match="not a folder"):
+        load_config(folder / "nowhere")
+
+
+def test_claims_of_a_config_are_checked_before_anything_is_built(folder: Path) -> None:
+    edit(folder / "config.json", num_hidden_layers=9999, layer_types=["full_attention"] * 9999)
+    with pytest.raises(ModelFolderError, match="9999 layers"):
+        load_model(folder)
+    edit(folder / "config.json", num_hidden_layers=2, layer_types=["full_attention"] * 2, hidden_size=10**9)
+    with pytest.raises(ModelFolderError, match="wrong shape"):
+        load_model(folder)
+    edit(folder / "config.json", hidden_size=32, num_attention_heads=3)
+    with pytest.raises(ModelFolderError, match=r"model: heads 3 is not a multiple"):
+        load_model(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
+    big = train_tokenizer(["".join(map(chr, range(0x4E00, 0x4F00)))], kind="char", vocab_size=500)
+    with pytest.raises(ModelFolderError, match="500 ids, the model only 280"):
+        save_model(folder, model(), big)
+    big.save(folder)
+    with pytest.raises(ModelFolderError, match="do not belong together"):
+        load_model(folder)
+    with pytest.raises(UsageError, match="float8"):
+        save_model(folder, model(), TOKENIZER, dtype="float8")
+
+
+def test_a_refusing_disk_leaves_the_old_model(folder: Path) -> None:
+    """A limit on the size of files stands in for a full disk: writing the weights fails halfway."""
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    script = textwrap.dedent(f"""
+        import resource, signal, sys
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        import torch
+        from owngpt.errors import StorageError
+        from owngpt.formats.folder import load_model, save_model
+        model, tokenizer = load_model({str(folder)!r})
+        with torch.no_grad():
+            model.embedding.weight.add_(1)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            save_model({str(folder)!r}, model, tokenizer)
+        except StorageError as error:
+            sys.exit(str(error))
+    """)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "cannot write" in done.stderr.splitlines()[-1]
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StorageError, match="cannot write"):
+        save_model(tmp_path / "file", model(), TOKENIZER)
+    assert (tmp_path / "file").read_text() == "mine"
