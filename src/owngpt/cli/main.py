@@ -109,8 +109,8 @@ def _guarded(work: Callable[[], int], *, debug: bool) -> int:
     """Turn every failure into one sentence on stderr and an exit code; ``debug`` lets the traceback through."""
     try:
         return work()
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130)
     except BrokenPipeError:
         output.abandon_stdout()
         return 1
