@@ -176,7 +176,9 @@ class _Job:
         if settings.corpus:
             sources += fetch(settings.corpus)
         data = DataConfig(
-            mask_personal_data=settings.mask_personal_data, validation_fraction=settings.validation_fraction, seed=settings.seed % 2**32
+            mask_personal_data=settings.mask_personal_data,
+            validation_fraction=settings.validation_fraction,
+            seed=settings.seed % 2**32,
         )
         with self._stage("reading text"):
             corpus = collect(sources, self.run_folder / "data" / "text", data)
@@ -220,14 +222,16 @@ class _Job:
             remaining -= self._reserve()
             if remaining < 1.0:
                 raise UsageError(
-                    f"after preparing the text {max(remaining, 0):.0f} s of {self.budget:.0f} are left to train in; give at least "
-                    f"--minutes {(time.monotonic() - self.began + self._reserve() + 10) / 60:.1f}"
+                    f"after preparing the text {max(remaining, 0):.0f} s of {self.budget:.0f} are left to train in; "
+                    f"give at least --minutes {(time.monotonic() - self.began + self._reserve() + 10) / 60:.1f}"
                 )
         plan = make_plan(self.settings, facts, seconds=remaining, dtype=dtype, device=self.device)
         for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
             self.display.say(line)
         description = {"sources": self.sources, "settings": asdict(self.settings), "plan": plan.to_dict()}
-        atomic_write_text(self.run_folder / "run.yaml", yaml.safe_dump(json.loads(json.dumps(description)), sort_keys=False, allow_unicode=True))
+        atomic_write_text(
+            self.run_folder / "run.yaml", yaml.safe_dump(json.loads(json.dumps(description)), sort_keys=False, allow_unicode=True)
+        )
         return plan
 
     def _saved_plan(self) -> Plan | None:
@@ -269,7 +273,9 @@ class _Job:
 
     # --- end ---
 
-    def _finish(self, plan: Plan, module: TrainModule, tokenizer: Tokenizer, corpus: Corpus, training: dict[str, Any]) -> TrainedModel:
+    def _finish(
+        self, plan: Plan, module: TrainModule, tokenizer: Tokenizer, corpus: Corpus, training: dict[str, Any]
+    ) -> TrainedModel:
         network = module.model
         seconds = None if self.budget is None else max(0.5, self.budget * SCORE_SHARE)
         score: dict[str, Any] = {}
@@ -280,8 +286,8 @@ class _Job:
         final = GPT(plan.model)
         final.load_state_dict(module.weights())
         card = model_card(
-            name=self.folder.resolve().name, config=plan.model, data=corpus.report.to_dict(), plan=plan.to_dict(), score=score, training=training,
-            samples=samples, tokenizer=tokenizer,
+            name=self.folder.resolve().name, config=plan.model, data=corpus.report.to_dict(), plan=plan.to_dict(), score=score,
+            training=training, samples=samples, tokenizer=tokenizer,
         )  # fmt: skip
         save_model(self.folder, final, tokenizer, card=card, generation=None)
         atomic_write_text(self.run_folder / "data.json", json.dumps(corpus.report.to_dict(), indent=2, ensure_ascii=False))

@@ -15,7 +15,9 @@ LONGEST_ON_TILES = 8192
 """Tokens; a row block of scores beyond it would leave the second-level cache."""
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, starts: Tensor | None, window: int, scale: float, dropout: float = 0.0) -> Tensor:
+def causal_attention(
+    query: Tensor, key: Tensor, value: Tensor, *, starts: Tensor | None, window: int, scale: float, dropout: float = 0.0
+) -> Tensor:
     """Attention of each token over itself and earlier ones.
 
     ``query``: (B, T, H, D); ``key``, ``value``: (B, T, G, D), G divides H. Key j is visible to query i when
@@ -66,7 +68,8 @@ class _TileAttention(torch.autograd.Function):
         together = torch.empty(batch, time, heads + 2 * groups, size, dtype=query.dtype)
         d_query, d_key, d_value = together.split([heads, groups, groups], dim=2)
         library.call(
-            "attention_backward", query, query.stride(1), key, key.stride(1), value, value.stride(1), out, d_out.contiguous(), log_sums,
+            "attention_backward", query, query.stride(1), key, key.stride(1), value, value.stride(1), out,
+            d_out.contiguous(), log_sums,
             d_query, d_key, d_value, together.stride(1), starts, batch, time, heads, groups, size, ctx.window, ctx.scale,
         )  # fmt: skip
         return d_query, d_key, d_value, None, None, None

@@ -63,7 +63,9 @@ def _compile(command: str, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         built = Path(folder) / target.name
         sources = [str(source) for source in sorted(SOURCES.glob("*.c"))]
-        subprocess.run([command, *FLAGS, *sources, "-o", str(built), "-lm"], check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        subprocess.run(
+            [command, *FLAGS, *sources, "-o", str(built), "-lm"], check=True, capture_output=True, timeout=COMPILE_SECONDS
+        )
         built.replace(target)
 
 

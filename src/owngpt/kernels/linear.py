@@ -54,5 +54,9 @@ class _Linear(torch.autograd.Function):
         d_rows, rows = d_out.reshape(-1, d_out.shape[-1]), x.reshape(-1, x.shape[-1])
         d_x = (d_rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
         d_weight = weight_gradient(d_rows, rows) if ctx.needs_input_grad[1] else None
-        d_bias = d_rows.sum(0, dtype=torch.float32).to(ctx.bias_type) if ctx.bias_type is not None and ctx.needs_input_grad[2] else None
+        d_bias = (
+            d_rows.sum(0, dtype=torch.float32).to(ctx.bias_type)
+            if ctx.bias_type is not None and ctx.needs_input_grad[2]
+            else None
+        )
         return d_x, d_weight, d_bias

@@ -27,7 +27,9 @@ def _block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient
     """(losses (n,) float32, gradient like ``logits``); ``logits`` may be overwritten."""
     if library.available(logits):
         losses = torch.empty(len(targets))
-        library.call("cross_entropy", logits, targets, losses, len(targets), logits.shape[1], logits.shape[1], scale, int(want_gradient))
+        library.call(
+            "cross_entropy", logits, targets, losses, len(targets), logits.shape[1], logits.shape[1], scale, int(want_gradient)
+        )
         return losses, logits
     wide = logits.float()
     seen = targets >= 0
@@ -52,7 +54,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight: Tensor | None = None
         for first in blocks:
             part = hidden[first : first + rows]
-            losses, gradient = _block_gradient(part @ weight.t(), targets[first : first + rows].contiguous(), scale, want_gradient)
+            losses, gradient = _block_gradient(
+                part @ weight.t(), targets[first : first + rows].contiguous(), scale, want_gradient
+            )
             total += losses.sum(dtype=total.dtype)
             if d_hidden is not None:
                 torch.mm(gradient, weight, out=d_hidden[first : first + rows])

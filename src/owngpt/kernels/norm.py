@@ -11,7 +11,9 @@ from owngpt.kernels import library
 from owngpt.kernels.dropout import Dropout
 
 
-def add_rms_norm(x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None = None) -> tuple[Tensor, Tensor]:
+def add_rms_norm(
+    x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None = None
+) -> tuple[Tensor, Tensor]:
     """Add a sub-layer's update to the residual stream and norm the sum.
 
     ``x``, ``update``: (..., C). ``weight``: (C,) float32. Returns (sum, normed), both like ``x``;
@@ -32,7 +34,9 @@ def _dropout_arguments(dropout: Dropout | None) -> tuple[int, float, int]:
 
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None
+    ) -> tuple[Tensor, Tensor]:
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
         summed = x if update is None else torch.empty_like(x)
         normed = torch.empty_like(x)

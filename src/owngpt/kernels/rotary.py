@@ -1,4 +1,4 @@
-"""Split the fused projection into queries, keys and values; norm and rotate the first two (arXiv 2104.09864, arXiv 2010.04245)."""
+"""Split the fused projection into queries, keys and values; norm and rotate (arXiv 2104.09864, arXiv 2010.04245)."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ class Rotation:
 
 
 def split_heads(
-    projected: Tensor, layout: HeadLayout, rotation: Rotation, query_weight: Tensor | None, key_weight: Tensor | None, epsilon: float
+    projected: Tensor,
+    layout: HeadLayout,
+    rotation: Rotation,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(B, T, (H+2G)*D) → query (B, T, H, D), key and value (B, T, G, D).
 
@@ -78,7 +83,13 @@ def _turn(x: Tensor, rotation: Rotation) -> Tensor:
 class _SplitHeads(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, projected: Tensor, layout: HeadLayout, rotation: Rotation, query_weight: Tensor | None, key_weight: Tensor | None, epsilon: float
+        ctx: Any,
+        projected: Tensor,
+        layout: HeadLayout,
+        rotation: Rotation,
+        query_weight: Tensor | None,
+        key_weight: Tensor | None,
+        epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, time = projected.shape[:2]
         turned = layout.heads + layout.groups

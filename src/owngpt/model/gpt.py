@@ -77,11 +77,16 @@ class GPT(nn.Module):
     from ``generator`` alone.
     """
 
+    cosines: Tensor
+    sines: Tensor
+
     def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = nn.Embedding(config.context_length, config.hidden_size) if config.positions == "learned" else None
+        self.position_embedding = (
+            nn.Embedding(config.context_length, config.hidden_size) if config.positions == "learned" else None
+        )
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = make_norm(config) if config.norm_placement == "pre" else None
         self.output_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, False)
@@ -137,7 +142,9 @@ class GPT(nn.Module):
         last = int(positions.max()) if positions.device.type == "cpu" else -1
         if last >= self.config.context_length:
             limit = self.config.context_length
-            raise UsageError(f"position {last} lies beyond the model's context_length {limit}; shorten the text to {limit} tokens")
+            raise UsageError(
+                f"position {last} lies beyond the model's context_length {limit}; shorten the text to {limit} tokens"
+            )
         return positions
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -70,7 +70,9 @@ class Optimizer:
 
     def __init__(self, model: GPT, settings: OptimizerSettings) -> None:
         self.settings, self.step_count = settings, 0
-        self.entries = [self._entry(model, name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.entries = [
+            self._entry(model, name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad
+        ]
 
     def _entry(self, model: GPT, name: str, parameter: nn.Parameter) -> _Entry:
         settings = self.settings
@@ -93,7 +95,8 @@ class Optimizer:
         ``gradients``: float32 sums by parameter name, where several passes were accumulated; None reads ``.grad``.
         """
         self.step_count += 1
-        groups: dict[tuple[int, ...], list[tuple[_Entry, Tensor, Tensor]]] = {}
+        groups: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
+        directions: dict[str, Tensor] = {}
         for entry in self.entries:
             gradient = entry.parameter.grad if gradients is None else gradients[entry.name]
             if gradient is None:
@@ -102,17 +105,23 @@ class Optimizer:
                 self._adamw(entry, gradient, rate_scale, gradient_scale)
                 continue
             direction = torch.empty_like(entry.parameter)
-            nesterov_direction(entry.state["momentum"], gradient.contiguous(), direction, gradient_scale=gradient_scale, beta=self.settings.momentum)
+            nesterov_direction(
+                entry.state["momentum"],
+                gradient.contiguous(),
+                direction,
+                gradient_scale=gradient_scale,
+                beta=self.settings.momentum,
+            )
             result = torch.empty_like(direction)
             for part, target in zip(direction.split(entry.parts), result.split(entry.parts), strict=True):
-                groups.setdefault(tuple(part.shape), []).append((entry, part, target))
-            entry.state["direction"] = result
+                groups.setdefault(tuple(part.shape), []).append((part, target))
+            directions[entry.name] = result
         for group in groups.values():
             self._orthogonalise(group)
         for entry in self.entries:
-            if (direction := entry.state.pop("direction", None)) is not None:
+            if entry.name in directions:
                 rate = entry.rate * rate_scale
-                apply_direction(entry.master, direction, entry.working, rate=rate, decay_rate=rate * entry.decay)
+                apply_direction(entry.master, directions[entry.name], entry.working, rate=rate, decay_rate=rate * entry.decay)
 
     def _adamw(self, entry: _Entry, gradient: Tensor, rate_scale: float, gradient_scale: float) -> None:
         settings = self.settings
@@ -123,12 +132,12 @@ class Optimizer:
         )  # fmt: skip
 
     @staticmethod
-    def _orthogonalise(group: list[tuple[_Entry, Tensor, Tensor]]) -> None:
-        """Matrices of one shape together; each scaled by sqrt(max(1, rows/columns)), so that its output moves alike at any shape."""
-        rows, columns = group[0][1].shape
-        orthogonal = orthogonalise(torch.stack([part for _, part, _ in group]))
+    def _orthogonalise(group: list[tuple[Tensor, Tensor]]) -> None:
+        """Matrices of one shape together; scaled by sqrt(max(1, rows/columns)), outputs move alike at any shape."""
+        rows, columns = group[0][0].shape
+        orthogonal = orthogonalise(torch.stack([part for part, _ in group]))
         orthogonal.mul_(max(1.0, rows / columns) ** 0.5)
-        for (_, _, target), matrix in zip(group, orthogonal, strict=True):
+        for (_, target), matrix in zip(group, orthogonal, strict=True):
             target.copy_(matrix)
 
     def state_dict(self) -> dict[str, Tensor]:

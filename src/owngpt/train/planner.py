@@ -24,8 +24,8 @@ from owngpt.train.throughput import Measurement, probe, reference_seconds
 from owngpt.train.trainer import Course
 
 SHAPES = (
-    (64, 2), (96, 3), (128, 3), (128, 4), (160, 4), (192, 4), (192, 5), (256, 4), (256, 5), (256, 6), (320, 5), (320, 6), (384, 6),
-    (384, 8), (448, 7), (512, 8), (576, 9), (640, 10), (768, 12), (1024, 16), (1280, 20), (1536, 24),
+    (64, 2), (96, 3), (128, 3), (128, 4), (160, 4), (192, 4), (192, 5), (256, 4), (256, 5), (256, 6), (320, 5), (320, 6),
+    (384, 6), (384, 8), (448, 7), (512, 8), (576, 9), (640, 10), (768, 12), (1024, 16), (1280, 20), (1536, 24),
 )  # fmt: skip
 """Widths and depths that are considered."""
 MIN_STEPS = 40
@@ -111,7 +111,9 @@ def compute_type(device: torch.device, features: tuple[str, ...]) -> torch.dtype
 Prober = Callable[[GPTConfig, int, float], Measurement]
 
 
-def make_plan(settings: TrainConfig, facts: TextFacts, *, seconds: float | None, dtype: torch.dtype, device: torch.device) -> Plan:
+def make_plan(
+    settings: TrainConfig, facts: TextFacts, *, seconds: float | None, dtype: torch.dtype, device: torch.device
+) -> Plan:
     """The run that ends in ``seconds`` (or after the steps or tokens that ``settings`` name) with the lowest expected loss.
 
     Raises UsageError when explicit sizes do not fit together or the text is shorter than one context.
@@ -143,7 +145,9 @@ class _Chooser:
         if fixed or self.seconds is None:
             config = self._shape(settings.hidden_size or 256, settings.layers or 4)
             batch, accumulation = self._batch(config)
-            reasons = ["size: as given" if fixed else "size: the default for runs counted in steps; name --minutes to have it chosen"]
+            reasons = [
+                "size: as given" if fixed else "size: the default for runs counted in steps; name --minutes to have it chosen"
+            ]
         else:
             config, batch, accumulation, reasons = self._best()
         if self.seconds is not None:
@@ -175,8 +179,8 @@ class _Chooser:
         expected, config, batch, accumulation = scored[0]
         parameters = config.parameter_count()
         reason = (
-            f"size: {config.layers} layers of width {config.hidden_size} ({parameters / 1e6:.2f}M parameters) has the lowest expected loss "
-            f"of {len(scored)} shapes in {self.seconds:.0f} s of training here"
+            f"size: {config.layers} layers of width {config.hidden_size} ({parameters / 1e6:.2f}M parameters) has the lowest "
+            f"expected loss of {len(scored)} shapes in {self.seconds:.0f} s of training here"
         )
         if len(scored) > 1:
             second = scored[1][1]
@@ -203,8 +207,8 @@ class _Chooser:
                 wanted //= 2
         if wanted + 1 > self.facts.token_count:
             raise UsageError(
-                f"the text has {self.facts.token_count} tokens, fewer than one context of {wanted}; give more text or --context-length"
-                f" {max(1, self.facts.token_count // 2)}"
+                f"the text has {self.facts.token_count} tokens, fewer than one context of {wanted}; give more text or "
+                f"--context-length {max(1, self.facts.token_count // 2)}"
             )
         return wanted
 
@@ -255,7 +259,11 @@ def step_tokens(seconds: float | None) -> int:
 def body_parameters(config: GPTConfig) -> int:
     """Parameters without embeddings and head."""
     embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
-    return config.parameter_count() - embeddings - (config.context_length * config.hidden_size if config.positions == "learned" else 0)
+    return (
+        config.parameter_count()
+        - embeddings
+        - (config.context_length * config.hidden_size if config.positions == "learned" else 0)
+    )
 
 
 def optimizer_settings(settings: TrainConfig, config: GPTConfig, step_token_count: int, epochs: float) -> OptimizerSettings:
@@ -271,8 +279,8 @@ def optimizer_settings(settings: TrainConfig, config: GPTConfig, step_token_coun
 
 
 def _resolve(
-    settings: TrainConfig, facts: TextFacts, chooser: _Chooser, config: GPTConfig, batch: int, accumulation: int, reasons: list[str],
-    dtype: torch.dtype,
+    settings: TrainConfig, facts: TextFacts, chooser: _Chooser, config: GPTConfig, batch: int, accumulation: int,
+    reasons: list[str],    dtype: torch.dtype,
 ) -> Plan:  # fmt: skip
     per_step = batch * accumulation * config.context_length
     steps = _steps(settings, chooser, per_step)
@@ -320,8 +328,9 @@ def what_fits(minutes: float) -> dict[str, str]:
     vocab = vocabulary_size(TrainConfig(), 10_000_000, 60 * minutes)
     facts = TextFacts(10_000_000, 4_000_000, vocab)
     plan = make_plan(TrainConfig(minutes=minutes), facts, seconds=60 * minutes, dtype=dtype, device=device)
+    shape = plan.model
     return {
-        "model": f"{plan.model.layers} layers of width {plan.model.hidden_size}, {plan.model.parameter_count() / 1e6:.1f}M parameters",
+        "model": f"{shape.layers} layers of width {shape.hidden_size}, {shape.parameter_count() / 1e6:.1f}M parameters",
         "vocabulary": f"{vocab:,} tokens",
         "speed": f"{plan.tokens_per_second:,.0f} tokens/s",
         "training tokens": f"{plan.tokens / 1e6:.1f} million",

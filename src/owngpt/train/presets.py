@@ -8,7 +8,9 @@ from typing import Any
 from owngpt.model.config import GPTConfig
 
 
-def native(vocab_size: int, context_length: int, hidden_size: int, layers: int, *, head_size: int | None = None, **changes: Any) -> GPTConfig:
+def native(
+    vocab_size: int, context_length: int, hidden_size: int, layers: int, *, head_size: int | None = None, **changes: Any
+) -> GPTConfig:
     """Qwen3's layout (arXiv 2505.09388) at a given width and depth; feed-forward width 8/3 C as in arXiv 2302.13971."""
     size = head_size or (64 if hidden_size % 64 == 0 and hidden_size >= 256 else 32)
     heads = max(1, hidden_size // size)
@@ -32,19 +34,34 @@ PRESETS: dict[str, dict[str, Any]] = {
     # GPT-2: "Language Models are Unsupervised Multitask Learners" (2019).
     "gpt2": {**_GPT2, **_SMALL, "vocab_size": 50257, "context_length": 1024},
     "gpt2-medium": {
-        **_GPT2, "hidden_size": 1024, "layers": 24, "heads": 16, "key_value_heads": 16, "head_size": 64, "intermediate_size": 4096,
-        "vocab_size": 50257, "context_length": 1024,
-    },  # fmt: skip
+        **_GPT2,
+        "hidden_size": 1024,
+        "layers": 24,
+        "heads": 16,
+        "key_value_heads": 16,
+        "head_size": 64,
+        "intermediate_size": 4096,
+        "vocab_size": 50257,
+        "context_length": 1024,
+    },
     # GPT-3 small (arXiv 2005.14165): dense and locally banded layers in turn, band 256 as GPT-Neo chose (the paper names none).
     # No bias on queries, keys and values, so that it saves exactly as gpt_neo.
     "gpt3-small": {
-        **_WITHOUT_PROJECTION_BIAS, **_SMALL, "vocab_size": 50257, "context_length": 2048, "attention_windows": (0, 256) * 6,
-    },  # fmt: skip
+        **_WITHOUT_PROJECTION_BIAS,
+        **_SMALL,
+        "vocab_size": 50257,
+        "context_length": 2048,
+        "attention_windows": (0, 256) * 6,
+    },
     # GPT-Neo 125M (EleutherAI): as above, with unscaled attention logits.
     "gpt-neo-125m": {
-        **_WITHOUT_PROJECTION_BIAS, **_SMALL, "vocab_size": 50257, "context_length": 2048, "attention_windows": (0, 256) * 6,
+        **_WITHOUT_PROJECTION_BIAS,
+        **_SMALL,
+        "vocab_size": 50257,
+        "context_length": 2048,
+        "attention_windows": (0, 256) * 6,
         "attention_scale": 1.0,
-    },  # fmt: skip
+    },
 }
 
 

@@ -10,20 +10,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from owngpt.data.batches import Batch
 from owngpt.model.attention import CausalContext
 from owngpt.model.gpt import GPT
 from owngpt.train.optimizer import Optimizer, OptimizerSettings
-
-
-class Batch(Protocol):
-    """What a step learns from."""
-
-    inputs: Tensor
-    """(B, T) int64"""
-    targets: Tensor
-    """(B, T) int64; negative ones do not count."""
-    starts: Tensor | None
-    """(B, T) int32 first visible token, or None."""
 
 
 @dataclass(frozen=True)

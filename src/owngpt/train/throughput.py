@@ -7,27 +7,19 @@ from dataclasses import dataclass
 
 import torch
 
+from owngpt.data.batches import Batch
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.train.optimizer import OptimizerSettings
 from owngpt.train.step import TrainModule
 
 
-@dataclass(frozen=True)
-class RandomBatch:
-    """Token ids without meaning, for timing."""
-
-    inputs: torch.Tensor
-    targets: torch.Tensor
-    starts: torch.Tensor | None = None
-
-
-def random_batch(config: GPTConfig, batch_size: int) -> RandomBatch:
-    """(B, T) ids from a generator of its own."""
+def random_batch(config: GPTConfig, batch_size: int) -> Batch:
+    """(B, T) ids without meaning, for timing; from a generator of its own."""
     generator = torch.Generator().manual_seed(0)
     shape = (batch_size, config.context_length)
     inputs, targets = (torch.randint(0, config.vocab_size, shape, generator=generator) for _ in range(2))
-    return RandomBatch(inputs, targets)
+    return Batch(inputs, targets, None, 0.0)
 
 
 def step_flops(config: GPTConfig, batch_size: int) -> float:
@@ -44,7 +36,13 @@ def step_flops(config: GPTConfig, batch_size: int) -> float:
 def optimizer_flops(config: GPTConfig) -> float:
     """Operations of Muon's five Newton-Schulz iterations over the blocks' matrices: 4 m²n + 2 m³ each, m the shorter side."""
     C, D, F = config.hidden_size, config.head_size, config.intermediate_size
-    shapes = [(config.heads * D, C), (config.key_value_heads * D, C), (config.key_value_heads * D, C), (C, config.heads * D), (C, F)]
+    shapes = [
+        (config.heads * D, C),
+        (config.key_value_heads * D, C),
+        (config.key_value_heads * D, C),
+        (C, config.heads * D),
+        (C, F),
+    ]
     shapes += [(F, C)] * (2 if config.gated else 1)
     return config.layers * sum(5 * (4.0 * min(s) ** 2 * max(s) + 2.0 * min(s) ** 3) for s in shapes)
 
@@ -79,7 +77,9 @@ class Measurement:
         return self.seconds / reference_seconds(config, batch_size)
 
 
-def probe(config: GPTConfig, batch_size: int, *, dtype: torch.dtype, device: torch.device, seconds: float, kind: str = "muon") -> Measurement:
+def probe(
+    config: GPTConfig, batch_size: int, *, dtype: torch.dtype, device: torch.device, seconds: float, kind: str = "muon"
+) -> Measurement:
     """Train a throwaway model for about ``seconds`` (at least two steps) and time its steps."""
     began = time.perf_counter()
     model = GPT(config, generator=torch.Generator().manual_seed(0)).to(device)

@@ -32,8 +32,8 @@ def adamw_update(
     corrections = 1 - first**step, 1 - second**step
     if _fused(master, gradient, working):
         library.call(
-            "adamw", master, mean, square, *_halves(gradient), working, master.numel(), gradient_scale, rate, first, second, epsilon,
-            decay, *corrections,
+            "adamw", master, mean, square, *_halves(gradient), working, master.numel(), gradient_scale, rate, first,
+            second, epsilon, decay, *corrections,
         )  # fmt: skip
         return
     wide = gradient.float() * gradient_scale
