@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
+from owngpt.data.prepare import prepare
 from owngpt.engine.generate import generate as engine_generate
 from owngpt.engine.generate import generate_stream as engine_stream
 from owngpt.engine.sequence import Generation
@@ -26,8 +27,11 @@ from owngpt.evaluate.files import score_files
 from owngpt.formats.folder import load_model
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
+from owngpt.pretraining import TrainedModel, train
 from owngpt.text.chat import ChatTemplate
 from owngpt.text.tokenizer import Tokenizer
+
+__all__ = ["Model", "TrainedModel", "evaluate", "load", "prepare", "train"]
 
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What a model folder's generation_config.json may set when it asks for sampling."""
