@@ -44,7 +44,7 @@ def sniff(head: bytes) -> tuple[str, int] | None:
         return None
     if _is_utf8(head):
         return "utf-8", 0
-    return _eight_bit(head)
+    return _eight_bit(head) or _mixed(head)
 
 
 def decode_blocks(file: BinaryIO, encoding: str, counts: Counter[str]) -> Iterator[str]:
@@ -141,6 +141,13 @@ def _eight_bit(head: bytes) -> tuple[str, int] | None:
     if high <= 0.35 * len(head):
         return "cp1252", 0
     return None
+
+
+def _mixed(head: bytes) -> tuple[str, int] | None:
+    """UTF-8, to be told apart from others line by line, when nearly every line by itself is text in some encoding."""
+    lines = head.splitlines()[:-1]
+    readable = sum(len(line) for line in lines if _is_utf8(line) or _eight_bit(line))
+    return ("utf-8", 0) if lines and readable >= 0.95 * sum(map(len, lines)) else None
 
 
 def _character_end(block: bytes) -> int:
