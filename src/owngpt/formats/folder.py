@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.overrides import TorchFunctionMode
 
 from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, sync_file, sync_folder
 from owngpt.errors import ModelFolderError, UsageError
@@ -18,7 +19,6 @@ from owngpt.families import family_for, family_named
 from owngpt.formats.weights import INDEX_FILE, WEIGHTS_FILE, TensorFiles, export_state, load_state
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
-from owngpt.model.rotary import rotary_tables
 from owngpt.text.tokenizer import TEMPLATE_FILE, Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -115,14 +115,21 @@ def load_weights(folder: Path, config: GPTConfig, *, dtype: torch.dtype = torch.
     family = family_named(_read_config(folder)["model_type"])
     with TensorFiles(folder) as files:
         state = load_state(files, family, config, dtype)
-    with torch.device("meta"):  # nothing is drawn or allocated: the parameters become the tensors of the file
+    with _NothingDrawn():
         model = GPT(config)
-    model.load_state_dict(state, strict=True, assign=True)
-    # What is not in the file was only described.
-    size = config.rotary_size if config.positions == "rotary" else 0
-    model.cosines, model.sines = rotary_tables(config.context_length, size, config.rotary_base)
-    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+    model.load_state_dict(state, strict=True, assign=True)  # the parameters become the tensors of the file
     return model.eval()
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Skips random initialisation: memory that is not written to before the file's tensors take its place costs nothing."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.nn.init.normal_):
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def load_config(folder: str | Path) -> GPTConfig:
