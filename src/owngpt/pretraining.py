@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from owngpt.config.training import DEFAULT_MINUTES, TrainConfig
 from owngpt.data.batches import Batches, validation_batches
 from owngpt.data.corpora import fetch
 from owngpt.data.corpus import Corpus, collect
-from owngpt.data.shards import PreparedData, tokenize
+from owngpt.data.shards import PreparedData, load_prepared, tokenize
 from owngpt.engine.generate import generate
 from owngpt.errors import UsageError
 from owngpt.evaluate.bits import score_text
@@ -172,6 +172,8 @@ class _Job:
 
     def _prepare(self) -> tuple[Tokenizer, PreparedData, Corpus]:
         settings = self.settings
+        if self.is_resumed and (kept := self._kept()) is not None:
+            return kept
         sources: list[str | Path] = list(self.sources)
         if settings.corpus:
             sources += fetch(settings.corpus)
@@ -181,18 +183,28 @@ class _Job:
             seed=settings.seed % 2**32,
         )
         with self._stage("reading text"):
-            corpus = collect(sources, self.run_folder / "data" / "text", data)
-        self.display.say(_corpus_line(corpus))
+            corpus = collect(sources, self._data_folders()[0], data)
+        self._say(_corpus_line(corpus))
         with self._stage("training the tokenizer"):
             tokenizer = self._tokenizer(corpus)
         with self._stage("tokenizing"):
-            prepared = tokenize(corpus, tokenizer, self.run_folder / "data" / "tokens")
+            prepared = tokenize(corpus, tokenizer, self._data_folders()[1])
         return tokenizer, prepared, corpus
 
+    def _kept(self) -> tuple[Tokenizer, PreparedData, Corpus] | None:
+        """What the interrupted run prepared, if it got so far: its sources may have changed since, a resumed run must not."""
+        text, tokens, tokenizer = self._data_folders()
+        if not (self.run_folder / "run.yaml").exists() or not (tokens / "manifest.json").exists():
+            return None
+        with self._stage("verifying the prepared text"):
+            return Tokenizer.load(tokenizer), load_prepared(tokens), Corpus.load(text)
+
+    def _data_folders(self) -> tuple[Path, Path, Path]:
+        """(text, tokens, tokenizer)"""
+        return self.run_folder / "data" / "text", self.run_folder / "data" / "tokens", self.run_folder / "tokenizer"
+
     def _tokenizer(self, corpus: Corpus) -> Tokenizer:
-        settings, kept = self.settings, self.run_folder / "tokenizer"
-        if self.is_resumed and (kept / "tokenizer.json").exists():
-            return Tokenizer.load(kept)
+        settings, kept = self.settings, self._data_folders()[2]
         kind = settings.tokenizer or "bpe"
         if kind not in ("bpe", "byte", "char"):
             tokenizer = Tokenizer.load(Path(kind))
@@ -208,8 +220,12 @@ class _Job:
     def _stage(self, name: str) -> Iterator[None]:
         start = time.monotonic()
         yield
+        self._say(f"{name}: {time.monotonic() - start:.1f} s")
+
+    def _say(self, line: str) -> None:
+        """A line of progress, unless the person wants none."""
         if not self.quiet:
-            self.display.say(f"{name}: {time.monotonic() - start:.1f} s")
+            self.display.say(line)
 
     # --- plan ---
 
@@ -227,7 +243,7 @@ class _Job:
                 )
         plan = make_plan(self.settings, facts, seconds=remaining, dtype=dtype, device=self.device)
         for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
-            self.display.say(line)
+            self._say(line)
         description = {"sources": self.sources, "settings": asdict(self.settings), "plan": plan.to_dict()}
         atomic_write_text(
             self.run_folder / "run.yaml", yaml.safe_dump(json.loads(json.dumps(description)), sort_keys=False, allow_unicode=True)
@@ -257,7 +273,7 @@ class _Job:
         if self.budget is not None:
             # Measured again: what the plan itself took must not come on top.
             left = (self.remaining() or 0.0) - self._reserve()
-            course = _with_budget(course, max(1.0, left if not self.is_resumed else course.budget_seconds or left))
+            course = replace(course, budget_seconds=max(1.0, left) if not self.is_resumed else course.budget_seconds)
         flops = step_flops(plan.model, plan.batch_size) / (plan.batch_size * plan.model.context_length)
         ceiling = matmul_ceiling(getattr(torch, plan.dtype), 0.2, device=self.device.type)
         yardsticks = Yardsticks(prepared.train.bytes_per_token, prepared.validation.bytes_per_token, flops, ceiling)
@@ -293,12 +309,6 @@ class _Job:
         atomic_write_text(self.run_folder / "data.json", json.dumps(corpus.report.to_dict(), indent=2, ensure_ascii=False))
         draw_curve(self.run_folder / "metrics.jsonl", self.folder / "loss.png", title=self.folder.resolve().name)
         return TrainedModel(self.folder, score, samples, plan.to_dict(), training, time.monotonic() - self.began)
-
-
-def _with_budget(course: Any, seconds: float) -> Any:
-    from dataclasses import replace
-
-    return replace(course, budget_seconds=seconds)
 
 
 def _corpus_line(corpus: Corpus) -> str:

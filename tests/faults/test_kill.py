@@ -128,7 +128,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
     os.kill(process, number)
     assert runs.end() != 0
     log = (folder / "log.txt").read_text()
-    assert "TrainingInterrupted: interrupted at step" in log and "Go on with --resume" in log
+    assert "TrainingInterrupted: interrupted at step" in log and f"Go on with: owngpt train --resume -o {folder}" in log
     runs.start(folder, resume=True)
     assert runs.end() == 0
     assert sha256_of_file(folder / "model.safetensors") == undisturbed[0]

@@ -98,7 +98,7 @@ class Recorder:
         window.tokens += tokens
         window.seconds += seconds
         window.steps += 1
-        shown.loss = loss if shown.loss is None else shown.loss + 0.05 * (loss - shown.loss)
+        shown.loss = loss if shown.loss is None else shown.loss + 0.15 * (loss - shown.loss)
         speed = tokens / max(seconds, 1e-9)
         shown.speed = shown.speed + 0.1 * (speed - shown.speed) if shown.speed else speed
 

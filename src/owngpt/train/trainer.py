@@ -248,7 +248,8 @@ class Trainer:
         """After SIGINT or SIGTERM: saves and raises."""
         self._recorder.display.say("stopping: saving a checkpoint first (press Ctrl-C again to leave at once, without it)")
         kept = f"saved {self._save()}" if self._is_sound() else "the last steps were bad, so the checkpoint before them is kept"
-        raise TrainingInterrupted(f"interrupted at step {self.step}; {kept}. Go on with --resume")
+        command = f"owngpt train --resume -o {self.folder.parent}"
+        raise TrainingInterrupted(f"interrupted at step {self.step}; {kept}. Go on with: {command}")
 
     def _save(self) -> Path:
         """Writes a checkpoint, and deletes the older ones once it is whole."""
