@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -156,9 +158,6 @@ def test_pieces_and_samples_are_whole_characters_of_the_text(tmp_path: Path) -> 
 
 
 def test_one_enormous_line_becomes_a_corpus_in_bounded_memory(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     block = english(1_000_000, 1).replace("\n", " ")
     with open(tmp_path / "line.txt", "w") as file:
         for number in range(50):
@@ -221,3 +220,22 @@ def test_the_report_survives_its_file_and_reads_well(tmp_path: Path) -> None:
     text = "\n".join(report.lines())
     assert "31 documents" in text and "gb18030" in text and "zh" in text and "Length of documents" in text
     assert len(report.sources) == 31 and all(len(source["sha256"]) == 64 for source in report.sources)
+
+
+def test_a_full_disk_is_said_and_other_folders_are_untouched(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(english(1_000_000, 1))
+    good = collect([tmp_path / "a.txt"], tmp_path / "good")
+    # A limit on the size of files makes writes fail half-way, as a full disk does.
+    code = (
+        "import resource, sys; from owngpt.data.corpus import collect; from owngpt.errors import StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))\n"
+        "try: collect([sys.argv[1]], sys.argv[2])\n"
+        "except StorageError as error: print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.txt"), str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
+    assert str(tmp_path / "out") in done.stdout and "limit" in done.stdout
+    assert Corpus.load(tmp_path / "good").text_sha256 == good.text_sha256
+    with pytest.raises(DataError, match=r"corpus.json is missing"):
+        Corpus.load(tmp_path / "out")

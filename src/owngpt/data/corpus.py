@@ -283,9 +283,10 @@ def _group(text: mmap.mmap, staging: Staging, threshold: float, progress: Progre
     signatures = Signatures()
     done, total = 0, sum(staging.ranges[number][1] - staging.ranges[number][0] for number in compared)
     for number in compared:
-        for low, high in windows(text, *staging.ranges[number], _WINDOW):
-            signatures.add(text[low:high], last=high == staging.ranges[number][1])
-            done += high - low
+        start, stop = staging.ranges[number]
+        for low, high in windows(text, start, stop, _WINDOW):
+            signatures.add(text[low:high], last=high == stop)
+        done += stop - start
         if progress is not None and number % 64 == 0:
             progress("compare", done, total)
     for number, first in zip(compared, groups(signatures.matrix(), threshold).tolist(), strict=True):
@@ -306,9 +307,12 @@ def _of_similar_size(ranges: Sequence[Range], threshold: float) -> list[int]:
 
 def _characters(text: mmap.mmap, ranges: np.ndarray) -> int:
     """Characters in the ranges: bytes that do not continue a UTF-8 character."""
+    if not len(ranges):
+        return 0
     whole = np.frombuffer(text, dtype=np.int8)
     count = 0
-    for start, stop in ranges.tolist():
+    ends_run = np.r_[ranges[1:, 0] != ranges[:-1, 1], True]  # neighbours are counted in one go
+    for start, stop in zip(ranges[np.r_[True, ends_run[:-1]], 0].tolist(), ranges[ends_run, 1].tolist(), strict=True):
         for low in range(start, stop, _WINDOW):
             count += int(np.count_nonzero(whole[low : min(low + _WINDOW, stop)] >= -64))
     del whole  # the map cannot be closed while an array looks into it

@@ -200,7 +200,21 @@ def _passage_counts(text: Text, ranges: Sequence[Range], candidates: list[_Candi
     wanted = {content for candidate in candidates for content in _own_passages(text, candidate)}
     if not wanted:
         return Counter()
-    return count_in(wanted, (text[low:high] for start, stop in ranges for low, high in windows(text, start, stop)))
+    return count_in(wanted, _together(text, ranges))
+
+
+def _together(text: Text, ranges: Sequence[Range]) -> Iterator[bytes]:
+    """The documents, small ones many at a time with a blank line between them, large ones in windows."""
+    batch: list[bytes] = []
+    size = 0
+    for start, stop in ranges:
+        for low, high in windows(text, start, stop):
+            batch.append(text[low:high])
+            size += high - low
+            if size >= _WINDOW:
+                yield b"\n\n".join(batch)
+                batch, size = [], 0
+    yield b"\n\n".join(batch)
 
 
 def _own_passages(text: Text, candidate: _Candidate) -> Counter[bytes]:
