@@ -6,9 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from owngpt.model.gpt import GPT
+from owngpt.train.random_state import random_state, set_random_state
 
 LOOKS = 6
 """Times in a run, at most."""
@@ -38,13 +37,14 @@ class Samples:
         assert self._write is not None
         start = clock()
         self._next_fraction = (math.floor(fraction * LOOKS + 1e-6) + 1) / LOOKS
-        random_state = torch.get_rng_state()
+        device = next(model.parameters()).device
+        before = random_state(device)
         model.eval()
         try:
             return self._write(model)
         finally:
             model.train()
-            torch.set_rng_state(random_state)
+            set_random_state(before, device)
             self._spent += clock() - start
 
     def state_dict(self) -> dict[str, float]:

@@ -23,6 +23,7 @@ from owngpt.train.interrupts import Interrupts, TrainingInterrupted
 from owngpt.train.lock import RunLock
 from owngpt.train.metrics import bits_per_byte
 from owngpt.train.pace import Pace
+from owngpt.train.random_state import random_state, set_random_state
 from owngpt.train.recorder import Moment, Recorder, Yardsticks
 from owngpt.train.samples import SampleFunction, Samples
 from owngpt.train.schedule import learning_rate_scale
@@ -263,7 +264,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         state: dict[str, Any] = {f"module.{name}": value for name, value in self.module.state_dict().items()}
-        state["random.torch"] = torch.get_rng_state()
+        state |= {f"random.{name}": value for name, value in random_state(self.module.device).items()}
         if self.best.weights is not None and self.best.step != self.step:
             state |= {f"best.{name}": value for name, value in self.best.weights.items()}
         return state
@@ -291,7 +292,7 @@ class Trainer:
         self._check_identity(found.path, meta["identity"])
         self.module.load_state_dict(_under("module.", found.state))
         self.batches.load_state_dict(meta["batches"])
-        torch.set_rng_state(found.state["random.torch"])
+        set_random_state(_under("random.", found.state), self.module.device)
         self.step, self.tokens = found.step, meta["tokens"]
         self.best = Best(meta["best"]["step"], meta["best"]["loss"])
         if self.best.step == self.step:
