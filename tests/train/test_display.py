@@ -24,7 +24,7 @@ def moment() -> Progress:
 
 def test_a_line_has_time_left_loss_bits_speed_and_share() -> None:
     assert moment().words() == (
-        "4:10 left  loss 2.131  1.722 bits/byte  held out 1.800  31.2k tokens/s  58% of matmul peak  step 1200"
+        "4:10 left  loss 2.131  1.722 bits/byte  held out 1.800  31.2k tokens/s  58% of matmul  step 1200"
     )
 
 

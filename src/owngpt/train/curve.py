@@ -60,7 +60,7 @@ def _draw(axes: Any, training: list[tuple[float, float, float]], validation: lis
     axes.set_xlabel(f"training time ({unit})")
     axes.set_ylabel("loss (bits per byte)")
     axes.set_ylim(*_limits(values, [bits for _, _, bits in validation]))
-    axes.set_xlim(0, times[-1] * 1.01)
+    axes.set_xlim(0, 1.02 * max(seconds for seconds, _, _ in [training[-1], *validation]) / divisor)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     _add_token_axis(axes, times, [tokens for _, tokens, _ in training])

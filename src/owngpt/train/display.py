@@ -38,7 +38,7 @@ class Progress:
             parts.append(f"held out {self.validation_bits_per_byte:.3f}")
         parts.append(f"{_thousands(self.tokens_per_second)} tokens/s")
         if self.matmul_share is not None:
-            parts.append(f"{self.matmul_share:.0%} of matmul peak")
+            parts.append(f"{self.matmul_share:.0%} of matmul")
         parts.append(f"step {self.step}")
         return "  ".join(parts)
 

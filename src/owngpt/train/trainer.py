@@ -72,7 +72,7 @@ class Trainer:
         self._validation = Validation(validation_batches, interval=interval, budget_seconds=budget)
         self._spikes = SpikeDetector()
         self._recorder = Recorder(folder, yardsticks, display or make_display(), steps=course.steps)
-        self._samples = Samples(on_sample)
+        self._samples = Samples(on_sample, budget_seconds=budget)
         self._interrupts = Interrupts()
         self._lock = RunLock(folder)
         self._last = StepResult(math.nan, math.nan, True, 0)
