@@ -44,8 +44,10 @@ from owngpt.train.step import TrainModule
 from owngpt.train.throughput import step_flops
 from owngpt.train.trainer import Trainer
 
-TOKENIZER_SAMPLE = 16 * 2**20
-"""Bytes of training text that a tokenizer is trained on."""
+TOKENIZER_SAMPLE = 8 * 2**20
+"""Bytes of training text that a tokenizer is trained on, at most."""
+SAMPLE_BYTES_PER_SECOND = 20_000
+"""Of the budget: a short run learns its vocabulary from less text."""
 VOCABULARY_MULTIPLE = 32
 """The embedding's rows are rounded up to it, which matrix units like."""
 VALIDATION_TOKENS = 65_536
@@ -210,7 +212,8 @@ class _Job:
             tokenizer = Tokenizer.load(Path(kind))
         else:
             size = vocabulary_size(settings, corpus.train.bytes, self.remaining())
-            texts = corpus.train.sample(TOKENIZER_SAMPLE)
+            enough = TOKENIZER_SAMPLE if self.budget is None else int(min(TOKENIZER_SAMPLE, SAMPLE_BYTES_PER_SECOND * self.budget))
+            texts = corpus.train.sample(enough)
             tokenizer = train_tokenizer(texts, kind=kind, vocab_size=size)  # type: ignore[arg-type]
         make_folder(kept)
         tokenizer.save(kept)

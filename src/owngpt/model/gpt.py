@@ -73,8 +73,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A causal language model over token ids.
 
-    Matrices start from N(0, initializer_range), those that write to the residual stream scaled by 1/sqrt(2L) (GPT-2), drawn
-    from ``generator`` alone.
+    Matrices start from N(0, initializer_range), those that write to the residual stream scaled by 1/sqrt(2L) (GPT-2), an
+    untied head scaled by 1/20, so that every token starts out equally likely; all drawn from ``generator`` alone.
     """
 
     cosines: Tensor
@@ -111,6 +111,7 @@ class GPT(nn.Module):
             if parameter.dim() < 2:
                 continue
             scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("output.weight", "down.weight")) else 1.0
+            scale = 1 / 20 if name == "output_head.weight" else scale
             parameter.normal_(0.0, deviation * scale, generator=generator)
 
     @property

@@ -222,6 +222,7 @@ class _Chooser:
         if settings.key_value_heads:
             changes["key_value_heads"] = settings.key_value_heads
         if settings.preset in (None, "native"):
+            changes["tie_embeddings"] = self.facts.vocab_size * hidden > UNTIED_VALUES
             return native(self.facts.vocab_size, self.context_length(), hidden, layers, **changes)
         base = preset(settings.preset)  # type: ignore[arg-type]
         changes |= {"vocab_size": self.facts.vocab_size, "context_length": self.context_length()}
@@ -247,6 +248,8 @@ class _Chooser:
         return max(1, round(sequences / accumulation)), accumulation
 
 
+UNTIED_VALUES = 16 * 1024 * 1024
+"""Values of the embedding up to which the head gets a matrix of its own: better for the same time while updating it is cheap."""
 PASS_VALUES = 64 * 1024 * 1024
 """Tokens x width x layers in one forward pass: bounds the memory of activations (about 40 bytes each)."""
 
@@ -275,7 +278,7 @@ def optimizer_settings(settings: TrainConfig, config: GPTConfig, step_token_coun
         return OptimizerSettings("adamw", rate, rate, rate, decay, 0.0, betas=(0.9, 0.95), epsilon=1e-8)
     rate = settings.learning_rate or 0.02 * batch
     scale = rate / 0.02
-    return OptimizerSettings("muon", rate, 0.01 * scale, 0.01 * scale, decay, 0.0)
+    return OptimizerSettings("muon", rate, 0.03 * scale, 0.01 * scale, decay, 0.0)
 
 
 def _resolve(
