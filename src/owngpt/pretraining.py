@@ -194,7 +194,7 @@ class _Job:
         return tokenizer, prepared, corpus
 
     def _kept(self) -> tuple[Tokenizer, PreparedData, Corpus] | None:
-        """What the interrupted run prepared, if it got so far: its sources may have changed since, a resumed run must not."""
+        """What the interrupted run prepared, if anything: its sources may have changed since; a resumed run must not."""
         text, tokens, tokenizer = self._data_folders()
         if not (self.run_folder / "run.yaml").exists() or not (tokens / "manifest.json").exists():
             return None
@@ -212,7 +212,9 @@ class _Job:
             tokenizer = Tokenizer.load(Path(kind))
         else:
             size = vocabulary_size(settings, corpus.train.bytes, self.remaining())
-            enough = TOKENIZER_SAMPLE if self.budget is None else int(min(TOKENIZER_SAMPLE, SAMPLE_BYTES_PER_SECOND * self.budget))
+            enough = (
+                TOKENIZER_SAMPLE if self.budget is None else int(min(TOKENIZER_SAMPLE, SAMPLE_BYTES_PER_SECOND * self.budget))
+            )
             texts = corpus.train.sample(enough)
             tokenizer = train_tokenizer(texts, kind=kind, vocab_size=size)  # type: ignore[arg-type]
         make_folder(kept)

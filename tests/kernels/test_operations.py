@@ -13,7 +13,7 @@ from owngpt.kernels.attention import causal_attention
 from owngpt.kernels.dropout import Dropout
 from owngpt.kernels.linear import linear, transposed
 from owngpt.kernels.loss import linear_cross_entropy
-from owngpt.kernels.norm import add_rms_norm
+from owngpt.kernels.norm import add_layer_norm, add_rms_norm
 from owngpt.kernels.rotary import HeadLayout, Rotation, split_heads
 from owngpt.model.rotary import rotary_tables
 
@@ -174,3 +174,25 @@ def test_updates_equal_their_plain_form(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(updates, "_fused", lambda *tensors: False)
     for mine, theirs in zip(compiled, run(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-2 if mine.dtype == torch.bfloat16 else 1e-5, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("with_update", [True, False])
+def test_sum_and_layer_norm(with_update: bool) -> None:
+    weight, bias = torch.rand(96) + 0.5, torch.rand(96)
+    if with_update:
+        compare(lambda x, update: add_layer_norm(x, update, weight, bias, 1e-5), draw(3, 7, 96), draw(3, 7, 96, seed=1))
+    else:
+        compare(lambda x: add_layer_norm(x, None, weight, bias, 1e-5), draw(3, 7, 96))
+
+
+@needs_tiles
+def test_plain_split_gives_back_attention_s_own_buffer() -> None:
+    rotation = Rotation(torch.empty(40, 0), torch.empty(40, 0), torch.zeros(26, dtype=torch.int32))
+    layout = HeadLayout(4, 2, 32)
+
+    def attend(projected: Tensor) -> tuple[Tensor, ...]:
+        query, key, value = split_heads(projected, layout, rotation, None, None, 1e-6)
+        return (causal_attention(query, key, value, starts=None, window=0, scale=0.2),)
+
+    compare(attend, draw(2, 13, layout.width))

@@ -52,8 +52,8 @@ class TrainConfig:
     """Decoupled weight decay."""
     dropout: float | None = None
     """Probability of dropping a value while training."""
-    optimizer: Literal["muon", "adamw"] = "muon"
-    """Muon for matrices and AdamW for the rest, or AdamW alone."""
+    optimizer: Literal["muon", "adamw"] | None = None
+    """muon (for matrices, AdamW for the rest) or adamw alone; muon unless its own work would slow the steps too much."""
     document_mask: bool = False
     """A token attends only to its own document."""
     corpus: str | None = None
@@ -79,7 +79,8 @@ class TrainConfig:
                 at_least(name, getattr(self, name), 1)
         if self.preset is not None:
             one_of("preset", self.preset, PRESETS)
-        one_of("optimizer", self.optimizer, ("muon", "adamw"))
+        if self.optimizer is not None:
+            one_of("optimizer", self.optimizer, ("muon", "adamw"))
         if self.weight_decay is not None:
             at_least("weight_decay", self.weight_decay, 0)
         if self.dropout is not None:

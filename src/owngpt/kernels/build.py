@@ -19,7 +19,17 @@ from pathlib import Path
 from platformdirs import user_cache_path
 
 SOURCES = Path(__file__).parent / "source"
-FLAGS = ("-O3", "-march=native", "-mprefer-vector-width=512", "-std=gnu17", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-O3",
+    "-march=native",
+    "-mprefer-vector-width=512",
+    "-std=gnu17",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 COMPILE_SECONDS = 120
 
 

@@ -41,6 +41,13 @@ def weight_gradient(d_out: Tensor, x: Tensor) -> Tensor:
     return transposed(d_out) @ x
 
 
+def _column_sums(matrix: Tensor) -> Tensor:
+    """(rows, columns) bfloat16 → (columns,) float32."""
+    parts = torch.zeros(torch.get_num_threads(), matrix.shape[1])
+    library.call("column_sums", matrix.contiguous(), parts, *matrix.shape)
+    return parts.sum(0)
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -54,9 +61,5 @@ class _Linear(torch.autograd.Function):
         d_rows, rows = d_out.reshape(-1, d_out.shape[-1]), x.reshape(-1, x.shape[-1])
         d_x = (d_rows @ weight).view_as(x) if ctx.needs_input_grad[0] else None
         d_weight = weight_gradient(d_rows, rows) if ctx.needs_input_grad[1] else None
-        d_bias = (
-            d_rows.sum(0, dtype=torch.float32).to(ctx.bias_type)
-            if ctx.bias_type is not None and ctx.needs_input_grad[2]
-            else None
-        )
+        d_bias = _column_sums(d_rows).to(ctx.bias_type) if ctx.bias_type is not None and ctx.needs_input_grad[2] else None
         return d_x, d_weight, d_bias

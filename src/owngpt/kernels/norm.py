@@ -1,4 +1,4 @@
-"""RMSNorm (arXiv 1910.07467) with the residual sum before it, fused where the kernels run."""
+"""RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450) with the residual sum before them, fused where the kernels run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from owngpt.kernels import library
 from owngpt.kernels.dropout import Dropout
@@ -26,6 +27,18 @@ def add_rms_norm(
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + epsilon) * weight.float()
     return x, normed.to(x.dtype)
+
+
+def add_layer_norm(
+    x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dropout: Dropout | None = None
+) -> tuple[Tensor, Tensor]:
+    """Like :func:`add_rms_norm` with LayerNorm: normed = (sum - mean) / sqrt(variance + epsilon) * weight + bias."""
+    if library.available(x) and dropout is None:
+        update = None if update is None else update.contiguous()
+        return _AddLayerNorm.apply(x.contiguous(), update, weight, bias, epsilon)  # type: ignore[no-any-return]
+    if update is not None:
+        x = x + (dropout(update) if dropout else update)
+    return x, functional.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), epsilon)
 
 
 def _dropout_arguments(dropout: Dropout | None) -> tuple[int, float, int]:
@@ -68,3 +81,32 @@ class _AddRMSNorm(torch.autograd.Function):
         if not ctx.with_update:
             return d_x, None, parts.sum(0), None, None
         return d_x, d_x if d_update is None else d_update, parts.sum(0), None, None
+
+
+class _AddLayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
+    ) -> tuple[Tensor, Tensor]:
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        summed = x if update is None else torch.empty_like(x)
+        normed = torch.empty_like(x)
+        mean, rstd = torch.empty(rows), torch.empty(rows)
+        weight = weight.float()
+        library.call("add_layer_norm", x, update, weight, bias.float(), summed, normed, mean, rstd, rows, width, epsilon)
+        ctx.save_for_backward(summed, weight, mean, rstd)
+        ctx.with_update = update is not None
+        ctx.set_materialize_grads(False)
+        return (summed if ctx.with_update else x.view_as(x)), normed
+
+    @staticmethod
+    def backward(ctx: Any, d_summed: Tensor | None, d_normed: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
+        summed, weight, mean, rstd = ctx.saved_tensors
+        d_normed = torch.zeros_like(summed) if d_normed is None else d_normed.contiguous()
+        d_summed = None if d_summed is None else d_summed.contiguous()
+        rows, width = rstd.numel(), weight.numel()
+        d_x = torch.empty_like(summed)
+        parts = torch.zeros(torch.get_num_threads(), 2, width)
+        library.call("add_layer_norm_backward", d_summed, d_normed, summed, weight, mean, rstd, d_x, parts, rows, width)
+        d_weight, d_bias = parts.sum(0)
+        return d_x, d_x if ctx.with_update else None, d_weight, d_bias, None

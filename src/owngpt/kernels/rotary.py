@@ -48,7 +48,7 @@ def split_heads(
     layout: element i turns with element i + R/2.
     """
     if query_weight is None and rotation.cosines.shape[1] == 0:
-        return _split(projected, layout)
+        return _PlainSplit.apply(projected, layout)  # type: ignore[no-any-return]
     if library.available(projected) and layout.size <= 512:
         return _SplitHeads.apply(projected.contiguous(), layout, rotation, query_weight, key_weight, epsilon)  # type: ignore[no-any-return]
     query, key, value = _split(projected, layout)
@@ -78,6 +78,32 @@ def _turn(x: Tensor, rotation: Rotation) -> Tensor:
     first, second, rest = x[..., :half].float(), x[..., half : 2 * half].float(), x[..., 2 * half :]
     turned = torch.cat((first * cosine - second * sine, second * cosine + first * sine), dim=-1).to(x.dtype)
     return torch.cat((turned, rest), dim=-1) if rest.shape[-1] else turned
+
+
+class _PlainSplit(torch.autograd.Function):
+    """Views forward; backward, the three gradients usually lie in one buffer already, as attention wrote them."""
+
+    @staticmethod
+    def forward(ctx: Any, projected: Tensor, layout: HeadLayout) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.layout = layout
+        query, key, value = _split(projected, layout)
+        return query, key, value
+
+    @staticmethod
+    def backward(ctx: Any, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        layout = ctx.layout
+        batch, time = d_query.shape[:2]
+        step = layout.size * d_query.element_size()
+        strides = (time * layout.width, layout.width, layout.size, 1)
+        together = (
+            all(gradient.stride() == strides for gradient in (d_query, d_key, d_value))
+            and d_key.data_ptr() == d_query.data_ptr() + layout.heads * step
+            and d_value.data_ptr() == d_key.data_ptr() + layout.groups * step
+            and d_query.untyped_storage().data_ptr() == d_value.untyped_storage().data_ptr()
+        )
+        if together:
+            return d_query.as_strided((batch, time, layout.width), (time * layout.width, layout.width, 1)), None
+        return torch.cat((d_query, d_key, d_value), dim=2).flatten(2), None
 
 
 class _SplitHeads(torch.autograd.Function):

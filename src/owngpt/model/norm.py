@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from owngpt.kernels.dropout import Dropout
-from owngpt.kernels.norm import add_rms_norm
+from owngpt.kernels.norm import add_layer_norm, add_rms_norm
 from owngpt.model.config import GPTConfig
 
 
@@ -35,10 +34,7 @@ class LayerNorm(nn.Module):
 
     def forward(self, x: Tensor, update: Tensor | None = None, dropout: Dropout | None = None) -> tuple[Tensor, Tensor]:
         """(sum, normed sum) of the residual stream ``x`` and a sub-layer's ``update``, both (..., C)."""
-        if update is not None:
-            x = x + (dropout(update) if dropout else update)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
-        return x, functional.layer_norm(x, (x.shape[-1],), weight, bias, self.epsilon)
+        return add_layer_norm(x, update, self.weight, self.bias, self.epsilon, dropout)
 
 
 def make_norm(config: GPTConfig) -> RMSNorm | LayerNorm:

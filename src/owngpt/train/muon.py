@@ -15,15 +15,32 @@ POLAR_EXPRESS = (
 """Odd polynomials a x + b x³ + c x⁵ whose composition drives singular values in [1e-3, 1] towards 1 (arXiv 2505.16932)."""
 
 
+BATCHED_BELOW = 256
+"""Shorter sides below it go through one batched product; larger matrices are faster one by one on a CPU."""
+
+
 @torch.no_grad()
 def orthogonalise(matrices: Tensor, steps: int = len(POLAR_EXPRESS)) -> Tensor:
     """The nearest (semi-)orthogonal matrix of each, approximately: U V^T of M = U S V^T.
 
     ``matrices``: (n, rows, columns) of one floating type; returns the same shape and type.
     """
-    x = matrices.mT if matrices.shape[1] > matrices.shape[2] else matrices
+    if matrices.device.type == "cpu" and len(matrices) > 1 and min(matrices.shape[1:]) >= BATCHED_BELOW:
+        return torch.stack([_orthogonal(matrix, steps) for matrix in matrices])
+    return _orthogonal(matrices, steps)
+
+
+def _orthogonal(matrices: Tensor, steps: int) -> Tensor:
+    """One matrix or a batch. a X + (b G + c G^2) X with G = X X^T is (G (c G + b I) + a I) X: plain products, and all
+    element-wise work is on the small square."""
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) * 1.02 + 1e-6)
     for a, b, c in POLAR_EXPRESS[:steps]:
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if matrices.shape[1] > matrices.shape[2] else x
+        factor = gram * c
+        factor.diagonal(dim1=-2, dim2=-1).add_(b)
+        factor = gram @ factor
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = factor @ x
+    return x.mT if tall else x
