@@ -52,7 +52,9 @@ def run(options: argparse.Namespace) -> None:
 
 def _one(options: argparse.Namespace, shape: str, tokens: int, tokenizer: Any, prepared: Any, facts: TextFacts) -> dict[str, Any]:
     hidden, layers = (int(part) for part in shape.split("x"))
-    settings = TrainConfig(tokens=tokens, hidden_size=hidden, layers=layers, context_length=options.context, batch_size=options.batch)
+    settings = TrainConfig(
+        tokens=tokens, hidden_size=hidden, layers=layers, context_length=options.context, batch_size=options.batch
+    )
     plan = make_plan(settings, facts, seconds=None, dtype=torch.bfloat16, device=torch.device("cpu"))
     model = GPT(replace(plan.model, dropout=options.dropout), generator=torch.Generator().manual_seed(0))
     module = TrainModule(model, plan.optimizer, dtype=torch.bfloat16, clip=plan.clip)
@@ -81,7 +83,7 @@ def fit(_: argparse.Namespace) -> None:
     measured = np.array([line["bits_per_byte"] for line in runs])
 
     def law(values: np.ndarray, corpus: str) -> ScalingLaw:
-        shared = np.exp(values[: 6])
+        shared = np.exp(values[:6])
         return ScalingLaw(float(np.exp(values[6 + corpora.index(corpus)])), *(float(value) for value in shared))
 
     def expected(values: np.ndarray) -> np.ndarray:
@@ -93,11 +95,15 @@ def fit(_: argparse.Namespace) -> None:
         residual = expected(values) - measured
         jacobian = np.stack([(expected(values + 1e-4 * unit) - expected(values)) / 1e-4 for unit in np.eye(len(values))], axis=1)
         prior = 0.02 * np.eye(len(values))  # the data say little of some constants: those stay near where they began
-        step = np.linalg.solve(jacobian.T @ jacobian + 1e-4 * prior + damping * 1e-3 * np.eye(len(values)), -jacobian.T @ residual)
+        step = np.linalg.solve(
+            jacobian.T @ jacobian + 1e-4 * prior + damping * 1e-3 * np.eye(len(values)), -jacobian.T @ residual
+        )
         now = float(np.square(expected(values + step) - measured).sum())
         values, damping, error = (values + step, damping / 2, now) if now < error else (values, damping * 3, error)
     for line, value in zip(runs, expected(values), strict=True):
-        print(f"{line['corpus']:>10} {line['shape']:>7} {line['tokens']:>9,} {line['bits_per_byte']:.4f} {value:.4f} {value - line['bits_per_byte']:+.4f}")
+        print(
+            f"{line['corpus']:>10} {line['shape']:>7} {line['tokens']:>9,} {line['bits_per_byte']:.4f} {value:.4f} {value - line['bits_per_byte']:+.4f}"
+        )
     print(f"root mean square error {np.sqrt(error / len(runs)):.4f} bits per byte")
     for corpus in corpora:
         print(corpus, law(values, corpus))

@@ -54,6 +54,8 @@ VALIDATION_TOKENS = 65_536
 """Held-out tokens looked at during the run, at most."""
 SCORE_SHARE = 0.02
 """Of the budget for the final score."""
+SAVE_SECONDS = 4.0
+"""Of the budget for samples, the model folder and the picture."""
 SAMPLE_TOKENS = 60
 SAMPLES = 3
 
@@ -264,7 +266,7 @@ class _Job:
     def _reserve(self) -> float:
         """Seconds kept for scoring, samples and saving."""
         assert self.budget is not None
-        return 2.0 + (SCORE_SHARE + 0.005) * self.budget
+        return SAVE_SECONDS + SCORE_SHARE * self.budget
 
     # --- training ---
 
@@ -298,12 +300,28 @@ class _Job:
         self, plan: Plan, module: TrainModule, tokenizer: Tokenizer, corpus: Corpus, training: dict[str, Any]
     ) -> TrainedModel:
         network = module.model
-        seconds = None if self.budget is None else max(0.5, self.budget * SCORE_SHARE)
         score: dict[str, Any] = {}
         if corpus.validation.documents:
-            texts = corpus.validation.sample(_score_bytes(plan, seconds))
-            score = score_text(network, tokenizer, texts).to_dict()
-        samples = _samples(network, tokenizer, _prompts(corpus, tokenizer), plan.seed)
+            with self._stage("scoring on held-out text"):
+                texts = corpus.validation.sample(_score_bytes(plan, self._score_seconds()))
+                score = score_text(network, tokenizer, texts).to_dict()
+        with self._stage("writing samples"):
+            samples = _samples(network, tokenizer, _prompts(corpus, tokenizer), plan.seed)
+        with self._stage("saving"):
+            self._save(plan, module, tokenizer, corpus, score, training, samples)
+        return TrainedModel(self.folder, score, samples, plan.to_dict(), training, time.monotonic() - self.began)
+
+    def _score_seconds(self) -> float | None:
+        """What the final score may take; less when the run came late to its end."""
+        if self.budget is None:
+            return None
+        return max(0.3, min(self.budget * SCORE_SHARE, (self.remaining() or 0.0) - SAVE_SECONDS))
+
+    def _save(
+        self, plan: Plan, module: TrainModule, tokenizer: Tokenizer, corpus: Corpus, score: dict[str, Any],
+        training: dict[str, Any], samples: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """The model folder, its card and the picture of the run."""
         final = GPT(plan.model)
         final.load_state_dict(module.weights())
         card = model_card(
@@ -313,7 +331,6 @@ class _Job:
         save_model(self.folder, final, tokenizer, card=card, generation=None)
         atomic_write_text(self.run_folder / "data.json", json.dumps(corpus.report.to_dict(), indent=2, ensure_ascii=False))
         draw_curve(self.run_folder / "metrics.jsonl", self.folder / "loss.png", title=self.folder.resolve().name)
-        return TrainedModel(self.folder, score, samples, plan.to_dict(), training, time.monotonic() - self.began)
 
 
 def _corpus_line(corpus: Corpus) -> str:
