@@ -98,7 +98,7 @@ def vocabulary_size(settings: TrainConfig, byte_count: int, seconds: float | Non
     if settings.preset not in (None, "native"):
         return min(preset(settings.preset).vocab_size, 64 * (byte_count // 640 + 8))
     seconds = 600.0 if seconds is None else seconds
-    wanted = 1024 * (byte_count / 5e6) ** 0.4 * (seconds / 145.0) ** 0.4
+    wanted = 2048 * (byte_count / 5e6) ** 0.4 * (seconds / 145.0) ** 0.4
     return int(min(32768, max(512, round(wanted / 256) * 256)))
 
 
