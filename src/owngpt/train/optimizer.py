@@ -25,7 +25,9 @@ class OptimizerSettings:
     matrix_rate: float = 0.02
     """Learning rate of the blocks' matrices, under Muon per unit of spectral norm."""
     embedding_rate: float = 0.01
-    """AdamW's learning rate of embeddings and head."""
+    """AdamW's learning rate of embeddings, and of a head tied to them."""
+    head_rate: float = 0.01
+    """AdamW's learning rate of a head of its own."""
     vector_rate: float = 0.01
     """AdamW's learning rate of norms and biases."""
     matrix_decay: float = 0.0
@@ -83,7 +85,8 @@ class Optimizer:
             parts = fused_rows(model, name, parameter) if settings.kind == "muon" else ()
             entry = _Entry(name, parameter, master, settings.matrix_rate, settings.matrix_decay, parts)
         else:
-            entry = _Entry(name, parameter, master, settings.embedding_rate, settings.embedding_decay)
+            rate = settings.head_rate if name.startswith("output_head.") else settings.embedding_rate
+            entry = _Entry(name, parameter, master, rate, settings.embedding_decay)
         names = ("momentum",) if entry.parts else ("mean", "square")
         entry.state = {key: torch.zeros_like(master) for key in names}
         return entry

@@ -288,10 +288,10 @@ def optimizer_settings(settings: TrainConfig, config: GPTConfig, kind: str, step
     decay = settings.weight_decay if settings.weight_decay is not None else 0.1
     if kind == "adamw":
         rate = settings.learning_rate or 3e-3 * math.sqrt(256 / config.hidden_size) * batch
-        return OptimizerSettings("adamw", rate, rate, rate, decay, 0.0, betas=(0.9, 0.95), epsilon=1e-8)
+        return OptimizerSettings("adamw", rate, rate, rate, rate, decay, 0.0, betas=(0.9, 0.95), epsilon=1e-8)
     rate = settings.learning_rate or 0.02 * batch
     scale = rate / 0.02
-    return OptimizerSettings("muon", rate, 0.03 * scale, 0.01 * scale, decay, 0.0)
+    return OptimizerSettings("muon", rate, 0.03 * scale, 0.03 * scale, 0.01 * scale, decay, 0.0)
 
 
 def _resolve(

