@@ -24,7 +24,7 @@ from owngpt.train.throughput import Measurement, optimizer_flops, probe, referen
 from owngpt.train.trainer import Course
 
 SHAPES = (
-    (64, 2), (96, 3), (128, 3), (128, 4), (160, 4), (192, 4), (192, 5), (256, 4), (256, 5), (256, 6), (320, 5), (320, 6),
+    (64, 2), (64, 3), (128, 2), (128, 3), (128, 4), (192, 3), (192, 4), (192, 5), (256, 4), (256, 5), (256, 6), (320, 5), (320, 6),
     (384, 6), (384, 8), (448, 7), (512, 8), (576, 9), (640, 10), (768, 12), (1024, 16), (1280, 20), (1536, 24),
 )  # fmt: skip
 """Widths and depths that are considered."""

@@ -12,7 +12,7 @@ def native(
     vocab_size: int, context_length: int, hidden_size: int, layers: int, *, head_size: int | None = None, **changes: Any
 ) -> GPTConfig:
     """Qwen3's layout (arXiv 2505.09388) at a given width and depth; feed-forward width 8/3 C as in arXiv 2302.13971."""
-    size = head_size or (64 if hidden_size % 64 == 0 and hidden_size >= 256 else 32)
+    size = head_size or (64 if hidden_size % 64 == 0 else 32)
     heads = max(1, hidden_size // size)
     shape = GPTConfig(
         vocab_size=vocab_size, context_length=context_length, hidden_size=hidden_size, layers=layers, heads=heads,
