@@ -28,7 +28,7 @@ from owngpt.evaluate.files import score_files
 from owngpt.model.gpt import GPT
 from owngpt.text.training import train_tokenizer
 from owngpt.train.planner import TextFacts, body_parameters, make_plan
-from owngpt.train.scaling import ScalingLaw
+from owngpt.train.scaling import LAW, ScalingLaw
 from owngpt.train.schedule import learning_rate_scale
 from owngpt.train.step import TrainModule
 
@@ -83,27 +83,26 @@ def fit(_: argparse.Namespace) -> None:
     measured = np.array([line["bits_per_byte"] for line in runs])
 
     def law(values: np.ndarray, corpus: str) -> ScalingLaw:
-        shared = np.exp(values[:6])
-        return ScalingLaw(float(np.exp(values[6 + corpora.index(corpus)])), *(float(value) for value in shared))
+        model, model_power, data, data_power = (float(value) for value in np.exp(values[:4]))
+        floor = float(np.exp(values[4 + corpora.index(corpus)]))
+        return ScalingLaw(floor, model, model_power, data, data_power, LAW.repeat_half, LAW.overfit)
 
     def expected(values: np.ndarray) -> np.ndarray:
         return np.array([law(values, r["corpus"]).bits_per_byte(r["parameters"], r["seen"], r["distinct"]) for r in runs])
 
-    values = np.log(np.array([22.0, 0.32, 290.0, 0.42, 6.0, 0.004] + [1.0] * len(corpora)))
+    # Few runs repeat their text often, so what repetition costs stays as the literature has it.
+    values = np.log(np.array([22.0, 0.32, 290.0, 0.42] + [1.0] * len(corpora)))
     damping, error = 1.0, np.inf
     for _ in range(400):
         residual = expected(values) - measured
         jacobian = np.stack([(expected(values + 1e-4 * unit) - expected(values)) / 1e-4 for unit in np.eye(len(values))], axis=1)
-        prior = 0.02 * np.eye(len(values))  # the data say little of some constants: those stay near where they began
-        step = np.linalg.solve(
-            jacobian.T @ jacobian + 1e-4 * prior + damping * 1e-3 * np.eye(len(values)), -jacobian.T @ residual
-        )
+        step = np.linalg.solve(jacobian.T @ jacobian + damping * 1e-3 * np.eye(len(values)), -jacobian.T @ residual)
         now = float(np.square(expected(values + step) - measured).sum())
         values, damping, error = (values + step, damping / 2, now) if now < error else (values, damping * 3, error)
+    error = float(np.square(expected(values) - measured).sum())
     for line, value in zip(runs, expected(values), strict=True):
-        print(
-            f"{line['corpus']:>10} {line['shape']:>7} {line['tokens']:>9,} {line['bits_per_byte']:.4f} {value:.4f} {value - line['bits_per_byte']:+.4f}"
-        )
+        name, real = f"{line['corpus']:>10} {line['shape']:>7} {line['tokens']:>9,}", line["bits_per_byte"]
+        print(f"{name} {real:.4f} {value:.4f} {value - real:+.4f}")
     print(f"root mean square error {np.sqrt(error / len(runs)):.4f} bits per byte")
     for corpus in corpora:
         print(corpus, law(values, corpus))

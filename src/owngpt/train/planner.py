@@ -24,11 +24,13 @@ from owngpt.train.throughput import Measurement, optimizer_flops, probe, referen
 from owngpt.train.trainer import Course
 
 SHAPES = (
-    (64, 2), (64, 3), (128, 2), (128, 3), (128, 4), (192, 3), (192, 4), (192, 5), (256, 4), (256, 5), (256, 6), (320, 5), (320, 6),
+    (64, 2), (64, 3), (128, 3), (128, 4), (192, 3), (192, 4), (192, 5), (256, 4), (256, 5), (256, 6), (320, 5), (320, 6),
     (384, 6), (384, 8), (448, 7), (512, 8), (576, 9), (640, 10), (768, 12), (1024, 16), (1280, 20), (1536, 24),
 )  # fmt: skip
 """Widths and depths that are considered."""
 MIN_STEPS = 40
+TIE = 0.003
+"""Bits per byte that the law cannot tell apart (its error on its own runs): the larger model is taken."""
 PROBE_SHARE = 0.02
 """Of the budget that measuring this machine may take."""
 
@@ -160,7 +162,7 @@ class _Chooser:
     def _calibrate(self) -> None:
         """Time one middling shape: its slowness holds for the others."""
         assert self.seconds is not None
-        config, batch = self._shape(160, 3), 16
+        config, batch = self._shape(128, 3), 16
         batch = max(1, 4096 // config.context_length)
         found = self.measured(config, batch, max(0.3, self.seconds * PROBE_SHARE / 2))
         self.slowness = found.slowness(config, batch)
@@ -178,6 +180,8 @@ class _Chooser:
             config = self._shape(self.settings.hidden_size or 256, self.settings.layers or 4)
             return config, *self._batch(config), ["size: as given"]
         scored.sort(key=lambda row: row[0])
+        tied = [row for row in scored if row[0] <= scored[0][0] + TIE]
+        scored.sort(key=lambda row: (row not in tied, -row[1].parameter_count() if row in tied else row[0]))
         expected, config, batch, accumulation = scored[0]
         parameters = config.parameter_count()
         reason = (
@@ -186,7 +190,7 @@ class _Chooser:
         )
         if len(scored) > 1:
             second = scored[1][1]
-            reason += f"; next best {second.layers} x {second.hidden_size}, +{scored[1][0] - expected:.3f} bits per byte"
+            reason += f"; next {second.layers} x {second.hidden_size}, {scored[1][0] - expected:+.3f} bits per byte"
         return config, batch, accumulation, [reason]
 
     def _expected(self, config: GPTConfig, sequences: int) -> float:
@@ -202,7 +206,7 @@ class _Chooser:
         """Tokens: longer for more time, never more than the text holds."""
         wanted = self.settings.context_length
         if wanted is None:
-            wanted = 256 if (self.seconds or 600) < 300 else 512
+            wanted = 256 if (self.seconds or 600) < 900 else 512
             if self.settings.preset not in (None, "native"):
                 wanted = preset(self.settings.preset).context_length if self.settings.preset else wanted
             while wanted > 16 and wanted * 8 > self.facts.token_count:
@@ -258,7 +262,7 @@ PASS_VALUES = 64 * 1024 * 1024
 
 def step_tokens(seconds: float | None) -> int:
     """Tokens a step: small batches learn most per token, long runs average more."""
-    return 4096 if (seconds or 600.0) < 300 else 8192 if (seconds or 600.0) < 3600 else 16384
+    return 4096 if (seconds or 600.0) < 900 else 8192 if (seconds or 600.0) < 3600 else 16384
 
 
 def body_parameters(config: GPTConfig) -> int:

@@ -1,7 +1,7 @@
 """What held-out loss to expect of a model of N parameters after D bytes of text, of which U are distinct.
 
 The form is Chinchilla's (arXiv 2203.15556) in bits per byte, with repeated text worth less each time (arXiv 2305.16264).
-The constants are fitted by ``benchmarks/scaling.py`` to runs of our own, whose data lie in ``scaling_runs.json`` beside it;
+The constants are fitted by ``benchmarks/scaling.py`` to runs of our own, whose data lie in ``scaling_runs.jsonl`` beside it;
 only the differences between candidates matter to the planner, so a text's own entropy need not be known.
 """
 
@@ -40,4 +40,4 @@ class ScalingLaw:
         return self.floor + self.model * parameters**-self.model_power + self.data * effective**-self.data_power + memorised
 
 
-LAW = ScalingLaw(floor=0.9, model=22.0, model_power=0.32, data=290.0, data_power=0.42, repeat_half=6.0, overfit=0.004)
+LAW = ScalingLaw(floor=0.855, model=8.33, model_power=0.306, data=53.8, data_power=0.309, repeat_half=8.0, overfit=0.004)

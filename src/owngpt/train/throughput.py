@@ -47,10 +47,12 @@ def optimizer_flops(config: GPTConfig) -> float:
     return config.layers * sum(5 * (4.0 * min(s) ** 2 * max(s) + 2.0 * min(s) ** 3) for s in shapes)
 
 
-REFERENCE_RATE = 8.0e11
+REFERENCE_RATE = 5.0e11
 """Matrix operations a second on the reference machine (2 cores with AMX), to which the constants below belong."""
 ELEMENT_SECONDS = 5.5e-9
 """Seconds a token, layer and unit of width spent outside of matrix products there."""
+LOGIT_SECONDS = 0.9e-9
+"""Seconds a token and unit of vocabulary spent in the softmax there."""
 FIXED_SECONDS = 1.2e-3
 """Seconds a step and layer spent launching operations there."""
 
@@ -59,8 +61,9 @@ def reference_seconds(config: GPTConfig, batch_size: int) -> float:
     """Expected duration of one step with Muon on the reference machine."""
     tokens = batch_size * config.context_length
     narrow = 1 + 48 / config.hidden_size
-    products = (step_flops(config, batch_size) * narrow + optimizer_flops(config) * 1.6) / REFERENCE_RATE
-    return products + tokens * config.layers * config.hidden_size * ELEMENT_SECONDS + config.layers * FIXED_SECONDS
+    products = (step_flops(config, batch_size) * narrow + optimizer_flops(config) * 2.5) / REFERENCE_RATE
+    elements = tokens * (config.layers * config.hidden_size * ELEMENT_SECONDS + config.vocab_size * LOGIT_SECONDS)
+    return products + elements + config.layers * FIXED_SECONDS
 
 
 @dataclass(frozen=True)
