@@ -40,4 +40,4 @@ class ScalingLaw:
         return self.floor + self.model * parameters**-self.model_power + self.data * effective**-self.data_power + memorised
 
 
-LAW = ScalingLaw(floor=0.855, model=8.33, model_power=0.306, data=53.8, data_power=0.309, repeat_half=8.0, overfit=0.004)
+LAW = ScalingLaw(floor=0.97, model=9.86, model_power=0.323, data=129.2, data_power=0.377, repeat_half=2.0, overfit=0.004)
