@@ -29,7 +29,7 @@ SHAPES = (
 )  # fmt: skip
 """Widths and depths that are considered."""
 MIN_STEPS = 40
-TIE = 0.003
+TIE = 0.005
 """Bits per byte that the law cannot tell apart (its error on its own runs): the larger model is taken."""
 PROBE_SHARE = 0.02
 """Of the budget that measuring this machine may take."""
