@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from owngpt.cli.main import main
 from owngpt.formats.folder import save_model
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
+from owngpt.text.chat import CHATML
 from owngpt.text.training import train_tokenizer
 
 TEXT = "The cat sat on the mat. 猫坐在垫子上。\n" * 60
@@ -105,6 +107,30 @@ def test_chat_continues_text_until_the_input_ends(model_folder, capsys, monkeypa
     assert "The mat" in lines
     assert "never read" not in lines
     assert "/quit" in captured.err
+
+
+def test_a_line_longer_than_the_context_does_not_end_the_chat(model_folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("cat " * 200 + "\nThe mat\n"))
+    assert main(["chat", model_folder, "--max-new-tokens", "3", "--temperature", "0"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("The mat")
+    assert "context of 64" in captured.err
+    assert "/reset" in captured.err
+
+
+def test_a_conversation_that_outgrows_the_context_can_start_over(model_folder, tmp_path, capsys, monkeypatch):
+    folder = shutil.copytree(model_folder, tmp_path / "templated")
+    (folder / "chat_template.jinja").write_text(CHATML, encoding="utf-8")
+    monkeypatch.setattr("sys.stdin", io.StringIO("The cat sat.\n" * 12 + "/reset\nThe mat\n"))
+    assert main(["chat", str(folder), "--max-new-tokens", "8", "--temperature", "0"]) == 0
+    err = capsys.readouterr().err
+    assert "context of 64" in err.partition("Started over.")[0]
+    assert "context of 64" not in err.partition("Started over.")[2]
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_shown(model_folder, capsys):
+    assert main(["generate", model_folder, "--prompt", "cat " * 200]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def test_a_folder_that_is_no_model_is_one_sentence(tmp_path, capsys):

@@ -11,6 +11,7 @@ from typing import Any
 from owngpt.cli import output
 from owngpt.cli.options import options_of
 from owngpt.config.generation import GenerationConfig
+from owngpt.errors import UsageError
 
 ChatOptions = options_of(GenerationConfig, leave_out=("num_return_sequences", "num_beams"))
 
@@ -77,6 +78,10 @@ class Conversation:
                 sys.stdout.flush()
         except KeyboardInterrupt:
             output.say(" [stopped]")
+        except UsageError as error:  # what was said so far, or this line, is longer than the context
+            self.messages.pop()
+            output.say(f"{error}; /reset starts over")
+            return
         sys.stdout.write("\n")
         self.messages.append({"role": "assistant", "content": "".join(pieces)})
 
@@ -84,5 +89,6 @@ class Conversation:
         """A templated model answers the conversation; a base model continues this text alone."""
         if self.templated:
             return self.model.chat(self.messages, stream=True, **self.options)
+        pieces = self.model.stream(line, **self.options)
         sys.stdout.write(line)
-        return self.model.stream(line, **self.options)
+        return pieces  # type: ignore[no-any-return]

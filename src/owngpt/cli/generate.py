@@ -43,8 +43,9 @@ def generate(
     if settings.num_return_sequences > 1 or settings.num_beams > 1:
         _print_several(text, _texts(loaded.generate(text, **options)))
         return None
+    pieces = loaded.stream(text, **options)  # a prompt that does not fit is refused before anything is shown
     sys.stdout.write(text)
-    for piece in loaded.stream(text, **options):
+    for piece in pieces:
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")
