@@ -28,6 +28,7 @@ from owngpt.data.shards import PreparedData, load_prepared, tokenize
 from owngpt.engine.generate import generate
 from owngpt.errors import UsageError
 from owngpt.evaluate.bits import score_text
+from owngpt.families import family_for
 from owngpt.formats.card import model_card
 from owngpt.formats.folder import save_model
 from owngpt.kernels.ceiling import matmul_ceiling
@@ -99,6 +100,7 @@ def train(
     folder = Path(output)
     if resume:
         job = _Job.resumed(folder, began, quiet)
+        _check_same(asdict(job.settings), options)
     else:
         settings = TrainConfig(**options)
         if not paths and not settings.corpus:
@@ -106,6 +108,19 @@ def train(
         _check_output(folder)
         job = _Job(folder, [str(path) for path in paths], settings, began, quiet)
     return job.plan_only() if dry_run else job.run()
+
+
+def _check_same(kept: dict[str, Any], given: dict[str, Any]) -> None:
+    """A resumed run goes on as it began: an option that says otherwise is an error, one that repeats it is not."""
+    unknown = [name for name in given if name not in kept]
+    differing = [name for name, value in given.items() if name in kept and value is not None and value != kept[name]]
+    if unknown or differing:
+        name = (unknown or differing)[0]
+        option = name.replace("_", "-")
+        had = "unknown" if unknown else f"{kept[name]} in this run"
+        raise UsageError(
+            f"--{option} {given[name]} is {had}; --resume goes on with the run's own settings: leave it out, or start a new run"
+        )
 
 
 def _check_output(folder: Path) -> None:
@@ -160,7 +175,7 @@ class _Job:
         """Everything up to the plan."""
         with RunLock(self.run_folder):
             tokenizer, prepared, _ = self._prepare()
-            plan = self._plan(tokenizer, prepared)
+            plan = self._saved_plan() or self._plan(tokenizer, prepared)
         return TrainedModel(self.folder, {}, [], plan.to_dict(), {}, time.monotonic() - self.began)
 
     def run(self) -> TrainedModel:
@@ -189,6 +204,8 @@ class _Job:
         with self._stage("reading text"):
             corpus = collect(sources, self._data_folders()[0], data)
         self._say(_corpus_line(corpus))
+        for line in _data_notes(corpus):
+            self._say(line)
         with self._stage("training the tokenizer"):
             tokenizer = self._tokenizer(corpus)
         with self._stage("tokenizing"):
@@ -249,6 +266,7 @@ class _Job:
                     f"give at least --minutes {(time.monotonic() - self.began + self._reserve() + 10) / 60:.1f}"
                 )
         plan = make_plan(self.settings, facts, seconds=remaining, dtype=dtype, device=self.device)
+        family_for(plan.model)  # a shape that no model folder can hold must not be found out after training
         for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
             self._say(line)
         description = {"sources": self.sources, "settings": asdict(self.settings), "plan": plan.to_dict()}
@@ -339,6 +357,17 @@ def _corpus_line(corpus: Corpus) -> str:
         f"text: {train_.documents:,} documents, {train_.bytes / 1e6:.2f} MB to train on; {held.documents:,} documents, "
         f"{held.bytes / 1e3:.0f} KB held out"
     )
+
+
+def _data_notes(corpus: Corpus) -> list[str]:
+    """What a person should know of the text before waiting for a model: warnings, and how much was left out."""
+    report = corpus.report
+    notes = [f"warning: {warning}" for warning in report.warnings]
+    left_out = [f"{count:,} {reason}" for reason, count in report.skipped.items()]
+    left_out += [f"{removed.documents:,} {reason}" for reason, removed in report.removed.items()]
+    if left_out:
+        notes.append(f"left out: {', '.join(left_out)} (see `owngpt data report`)")
+    return notes
 
 
 def _score_bytes(plan: Plan, seconds: float | None) -> int:

@@ -40,6 +40,10 @@ def train(
         raise UsageError("nothing to learn from: name a file or folder, as in `owngpt tokenizer train books/ -o tokenizer`")
     at_least("vocab_size", vocab_size, 272)
 
+    own = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    if output.is_dir() and (foreign := sorted(path.name for path in output.iterdir() if path.name not in own)):
+        raise UsageError(f"{output} already holds {foreign[0]}; a tokenizer goes to a folder of its own: choose another --output")
+
     from owngpt.text.training import train_tokenizer
 
     tokenizer = train_tokenizer(_texts(sources), kind=kind, vocab_size=vocab_size)

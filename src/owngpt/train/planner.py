@@ -99,7 +99,7 @@ def vocabulary_size(settings: TrainConfig, byte_count: int, seconds: float | Non
         return settings.vocab_size
     if settings.preset not in (None, "native"):
         return min(preset(settings.preset).vocab_size, 64 * (byte_count // 640 + 8))
-    seconds = 600.0 if seconds is None else seconds
+    seconds = 600.0 if seconds is None else max(1.0, seconds)
     wanted = 2048 * (byte_count / 5e6) ** 0.4 * (seconds / 145.0) ** 0.4
     return int(min(32768, max(512, round(wanted / 256) * 256)))
 
@@ -143,11 +143,11 @@ class _Chooser:
     def choose(self) -> tuple[GPTConfig, int, int, list[str]]:
         """(model, sequences a pass, passes a step, reasons)"""
         settings = self.settings
-        fixed = settings.preset not in (None, "native") or (settings.layers and settings.hidden_size)
-        if self.seconds is not None:
-            self._calibrate()
+        base = None if settings.preset in (None, "native") else preset(settings.preset)  # type: ignore[arg-type]
+        fixed = base is not None or (settings.layers and settings.hidden_size)
         if fixed or self.seconds is None:
-            config = self._shape(settings.hidden_size or 256, settings.layers or 4)
+            hidden, layers = (base.hidden_size, base.layers) if base else (256, 4)
+            config = self._shape(settings.hidden_size or hidden, settings.layers or layers)
             batch, accumulation = self._batch(config)
             reasons = [
                 "size: as given" if fixed else "size: the default for runs counted in steps; name --minutes to have it chosen"
@@ -159,38 +159,45 @@ class _Chooser:
             self.step_seconds = self.measured(config, batch, limit).seconds * accumulation
         return config, batch, accumulation, reasons
 
-    def _calibrate(self) -> None:
-        """Time one middling shape: its slowness holds for the others."""
+    def _candidates(self) -> list[tuple[int, int]]:
+        """(width, depth) of every shape that fits what was given."""
+        settings = self.settings
+        shapes = sorted({(settings.hidden_size or hidden, settings.layers or layers) for hidden, layers in SHAPES})
+        fitting = [shape for shape in shapes if not settings.heads or shape[0] % settings.heads == 0]
+        return fitting or [(64 * (settings.heads or 1), settings.layers or 4)]
+
+    def _calibrate(self, hidden: int, layers: int) -> None:
+        """Time one shape: its slowness holds for the others."""
         assert self.seconds is not None
-        config, batch = self._shape(128, 3), 16
+        config = self._shape(hidden, layers)
         batch = max(1, 4096 // config.context_length)
         found = self.measured(config, batch, max(0.3, self.seconds * PROBE_SHARE / 2))
         self.slowness = found.slowness(config, batch)
 
     def _best(self) -> tuple[GPTConfig, int, int, list[str]]:
         assert self.seconds is not None
+        candidates = self._candidates()
+        self._calibrate(*min(candidates, key=lambda shape: (abs(shape[0] - 128), abs(shape[1] - 3))))
         scored = []
-        for hidden, layers in SHAPES:
-            if (self.settings.hidden_size or hidden) != hidden or (self.settings.layers or layers) != layers:
-                continue
+        for hidden, layers in candidates:
             config = self._shape(hidden, layers)
             batch, accumulation = self._batch(config)
             scored.append((self._expected(config, batch * accumulation), config, batch, accumulation))
-        if not scored:
-            config = self._shape(self.settings.hidden_size or 256, self.settings.layers or 4)
-            return config, *self._batch(config), ["size: as given"]
-        scored.sort(key=lambda row: row[0])
-        tied = [row for row in scored if row[0] <= scored[0][0] + TIE]
-        scored.sort(key=lambda row: (row not in tied, -row[1].parameter_count() if row in tied else row[0]))
-        expected, config, batch, accumulation = scored[0]
-        parameters = config.parameter_count()
+        possible = [row for row in scored if math.isfinite(row[0])]
+        if not possible:
+            _, config, batch, accumulation = min(scored, key=lambda row: row[1].parameter_count())
+            reason = f"size: the smallest; even it gets fewer than {MIN_STEPS} steps in {self.seconds:.0f} s here"
+            return config, batch, accumulation, [reason]
+        lowest = min(row[0] for row in possible)
+        tied = [row for row in possible if row[0] <= lowest + TIE]
+        expected, config, batch, accumulation = max(tied, key=lambda row: row[1].parameter_count())
         reason = (
-            f"size: {config.layers} layers of width {config.hidden_size} ({parameters / 1e6:.2f}M parameters) has the lowest "
-            f"expected loss of {len(scored)} shapes in {self.seconds:.0f} s of training here"
+            f"size: {config.layers} layers of width {config.hidden_size} ({config.parameter_count() / 1e6:.2f}M parameters), the "
+            f"lowest expected loss of {len(scored)} shapes in {self.seconds:.0f} s of training here"
         )
-        if len(scored) > 1:
-            second = scored[1][1]
-            reason += f"; next {second.layers} x {second.hidden_size}, {scored[1][0] - expected:+.3f} bits per byte"
+        if others := [row for row in possible if row[1] != config]:
+            second = min(others, key=lambda row: row[0])
+            reason += f"; next {second[1].layers} x {second[1].hidden_size}, {second[0] - expected:+.3f} bits per byte"
         return config, batch, accumulation, [reason]
 
     def _expected(self, config: GPTConfig, sequences: int) -> float:
@@ -237,6 +244,8 @@ class _Chooser:
         if settings.hidden_size and settings.hidden_size != base.hidden_size:
             width = settings.hidden_size
             heads = settings.heads or max(1, width // base.head_size)
+            if width % heads:
+                raise UsageError(f"hidden_size {width} is not a multiple of {heads} heads; choose a width or --heads that divide")
             changes |= {"hidden_size": width, "heads": heads, "key_value_heads": settings.key_value_heads or heads}
             changes |= {"head_size": width // heads, "intermediate_size": 4 * width}
         return preset(settings.preset, **changes)  # type: ignore[arg-type]
@@ -287,7 +296,7 @@ MUON_SHARE = 0.6
 
 
 def optimizer_settings(settings: TrainConfig, config: GPTConfig, kind: str, step_token_count: int) -> OptimizerSettings:
-    """Rates by batch, decay by how often the text is repeated (arXiv 2605.01640)."""
+    """Rates grow with the square root of the batch; decay 0.1 did as well as none up to two passes (benchmarks/NOTES.md)."""
     batch = math.sqrt(step_token_count / 4096)
     decay = settings.weight_decay if settings.weight_decay is not None else 0.1
     if kind == "adamw":
