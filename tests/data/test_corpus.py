@@ -239,3 +239,13 @@ def test_a_full_disk_is_said_and_other_folders_are_untouched(tmp_path: Path) -> 
     assert Corpus.load(tmp_path / "good").text_sha256 == good.text_sha256
     with pytest.raises(DataError, match=r"corpus.json is missing"):
         Corpus.load(tmp_path / "out")
+
+
+def test_a_change_behind_a_restored_time_is_noticed(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("one way to say it, at some length. " * 40)
+    before = source.stat()
+    first = collect([source], tmp_path / "text")
+    source.write_text("two way to say it, at some length. " * 40)
+    os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert collect([source], tmp_path / "text").text_sha256 != first.text_sha256

@@ -44,6 +44,7 @@ class SourceFile:
     """"text", "jsonl", "json", "csv" or "parquet"; a ".gz" ending is looked through."""
     size: int
     modified_ns: int
+    """The later of the times of its content and of its entry: setting a time back does not hide a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +161,7 @@ def _describe(path: Path, log: ReadLog) -> SourceFile | None:
     if not path.is_file():
         log.skip("not a regular file", str(path))
         return None
-    return SourceFile(path, _RECORD_SUFFIXES.get(ending, "text"), status.st_size, status.st_mtime_ns)
+    return SourceFile(path, _RECORD_SUFFIXES.get(ending, "text"), status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
 
 
 def _nothing_found(sources: list[Path], log: ReadLog) -> str:
