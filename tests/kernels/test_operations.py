@@ -27,7 +27,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape))).bfloat16()
 
 
-def compare(operation: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> None:
+def assert_same(operation: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> None:
     """Values and gradients of the compiled operation on bfloat16 against the plain one on the same numbers in float32."""
     compiled, plain = [x.clone().requires_grad_() for x in inputs], [x.float().clone().requires_grad_() for x in inputs]
     got, expected = operation(*compiled), operation(*plain)
@@ -55,13 +55,13 @@ def distance(mine: Tensor, theirs: Tensor) -> float:
 @pytest.mark.parametrize("dropout", [None, Dropout(0.25, 12345)])
 def test_sum_and_rms_norm(width: int, dropout: Dropout | None) -> None:
     weight = torch.rand(width) + 0.5
-    compare(lambda x, update: add_rms_norm(x, update, weight, 1e-6, dropout), draw(3, 7, width), draw(3, 7, width, seed=1))
+    assert_same(lambda x, update: add_rms_norm(x, update, weight, 1e-6, dropout), draw(3, 7, width), draw(3, 7, width, seed=1))
 
 
 @needs_kernels
 def test_rms_norm_without_an_update_passes_the_stream_on() -> None:
     weight = torch.rand(64) + 0.5
-    compare(lambda x: add_rms_norm(x, None, weight, 1e-6), draw(2, 5, 64))
+    assert_same(lambda x: add_rms_norm(x, None, weight, 1e-6), draw(2, 5, 64))
 
 
 @needs_kernels
@@ -81,7 +81,7 @@ def test_split_norm_and_rotate(heads: int, groups: int, size: int, rotated: int,
     rotation = Rotation(cosines, sines, torch.randint(0, 40, (batch * time,), dtype=torch.int32))
     query_weight, key_weight = (torch.rand(size) + 0.5, torch.rand(size) + 0.5) if norm else (None, None)
     layout = HeadLayout(heads, groups, size)
-    compare(lambda x: split_heads(x, layout, rotation, query_weight, key_weight, 1e-6), draw(batch, time, layout.width))
+    assert_same(lambda x: split_heads(x, layout, rotation, query_weight, key_weight, 1e-6), draw(batch, time, layout.width))
 
 
 @needs_tiles
@@ -89,7 +89,7 @@ def test_split_norm_and_rotate(heads: int, groups: int, size: int, rotated: int,
 @pytest.mark.parametrize(("heads", "groups", "size"), [(4, 4, 32), (6, 2, 64), (2, 1, 128)])
 def test_attention_at_any_length(time: int, heads: int, groups: int, size: int) -> None:
     inputs = (draw(2, time, heads, size), draw(2, time, groups, size, seed=1), draw(2, time, groups, size, seed=2))
-    compare(lambda q, k, v: (causal_attention(q, k, v, starts=None, window=0, scale=size**-0.5),), *inputs)
+    assert_same(lambda q, k, v: (causal_attention(q, k, v, starts=None, window=0, scale=size**-0.5),), *inputs)
 
 
 @needs_tiles
@@ -103,7 +103,9 @@ def test_attention_in_windows_and_documents(window: int, documents: bool) -> Non
             for cut in cuts:
                 begins[row, cut:] = cut
     inputs = (draw(2, time, 4, 32), draw(2, time, 2, 32, seed=1), draw(2, time, 2, 32, seed=2))
-    compare(lambda q, k, v: (causal_attention(q, k, v, starts=begins if documents else None, window=window, scale=0.2),), *inputs)
+    assert_same(
+        lambda q, k, v: (causal_attention(q, k, v, starts=begins if documents else None, window=window, scale=0.2),), *inputs
+    )
 
 
 @needs_tiles
@@ -115,20 +117,20 @@ def test_attention_survives_extreme_scores() -> None:
 
 @needs_kernels
 def test_gated_activation() -> None:
-    compare(lambda x: (activation.gated(x, "swiglu"),), 4 * draw(5, 9, 96))
+    assert_same(lambda x: (activation.gated(x, "swiglu"),), 4 * draw(5, 9, 96))
 
 
 @needs_kernels
 @pytest.mark.parametrize("kind", ["gelu_tanh", "relu2"])
 def test_plain_activations(kind: str) -> None:
-    compare(lambda x: (activation.plain(x, kind),), 4 * draw(5, 9, 33))
+    assert_same(lambda x: (activation.plain(x, kind),), 4 * draw(5, 9, 33))
 
 
 @needs_kernels
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(64, 96, 32), (64, 32, 96), (50, 40, 70)])
 def test_linear(rows: int, inputs: int, outputs: int) -> None:
     bias = draw(outputs, seed=3).float()
-    compare(lambda x, w: (linear(x, w, bias.to(x.dtype)),), draw(2, rows, inputs), draw(outputs, inputs, seed=1))
+    assert_same(lambda x, w: (linear(x, w, bias.to(x.dtype)),), draw(2, rows, inputs), draw(outputs, inputs, seed=1))
 
 
 @needs_kernels
@@ -181,9 +183,9 @@ def test_updates_equal_their_plain_form(monkeypatch: pytest.MonkeyPatch) -> None
 def test_sum_and_layer_norm(with_update: bool) -> None:
     weight, bias = torch.rand(96) + 0.5, torch.rand(96)
     if with_update:
-        compare(lambda x, update: add_layer_norm(x, update, weight, bias, 1e-5), draw(3, 7, 96), draw(3, 7, 96, seed=1))
+        assert_same(lambda x, update: add_layer_norm(x, update, weight, bias, 1e-5), draw(3, 7, 96), draw(3, 7, 96, seed=1))
     else:
-        compare(lambda x: add_layer_norm(x, None, weight, bias, 1e-5), draw(3, 7, 96))
+        assert_same(lambda x: add_layer_norm(x, None, weight, bias, 1e-5), draw(3, 7, 96))
 
 
 @needs_tiles
@@ -195,4 +197,4 @@ def test_plain_split_gives_back_attention_s_own_buffer() -> None:
         query, key, value = split_heads(projected, layout, rotation, None, None, 1e-6)
         return (causal_attention(query, key, value, starts=None, window=0, scale=0.2),)
 
-    compare(attend, draw(2, 13, layout.width))
+    assert_same(attend, draw(2, 13, layout.width))

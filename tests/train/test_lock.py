@@ -29,10 +29,11 @@ def test_a_second_run_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_free_after_release(tmp_path: Path) -> None:
-    with RunLock(tmp_path):
-        pass
-    with RunLock(tmp_path):
-        pass
+    with RunLock(tmp_path) as first:
+        assert first.held
+    assert not first.held
+    with RunLock(tmp_path) as second:
+        assert second.held
 
 
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path: Path) -> None:
