@@ -11,7 +11,7 @@ from torch import Tensor
 from owngpt.kernels import activation, library
 from owngpt.kernels.attention import causal_attention
 from owngpt.kernels.dropout import Dropout
-from owngpt.kernels.linear import linear, transposed
+from owngpt.kernels.linear import linear
 from owngpt.kernels.loss import linear_cross_entropy
 from owngpt.kernels.norm import add_layer_norm, add_rms_norm
 from owngpt.kernels.rotary import HeadLayout, Rotation, split_heads
@@ -134,11 +134,6 @@ def test_linear(rows: int, inputs: int, outputs: int) -> None:
 
 
 @needs_kernels
-def test_transposition_moves_every_element() -> None:
-    matrix = torch.arange(64 * 96).reshape(64, 96).bfloat16()
-    assert torch.equal(transposed(matrix), matrix.t())
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_cross_entropy_in_blocks(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("owngpt.kernels.loss.BLOCK_VALUES", 96 * 10)

@@ -23,7 +23,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "rotate_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _I),
     "attention": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
     "attention_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _L, _P, _I, _I, _I, _I, _I, _I, _F, _I),
-    "transpose": (_P, _P, _L, _L, _I),
+    "product": (_P, _L, _I, _P, _L, _I, _P, _P, _L, _L, _L, _L, _I),
+    "orthogonalise": (_P, _L, _P, _I, _I),
     "swiglu": (_P, _P, _L, _L, _I),
     "swiglu_backward": (_P, _P, _P, _L, _L, _I),
     "gelu": (_P, _P, _L, _I),
@@ -35,7 +36,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
 }
-ON_TILES = ("attention", "attention_backward")
+ON_TILES = ("attention", "attention_backward", "product", "orthogonalise")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 

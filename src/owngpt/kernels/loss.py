@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import library
-from owngpt.kernels.linear import weight_gradient
+from owngpt.kernels.linear import product, weight_gradient
 
 BLOCK_VALUES = 128 * 1024 * 1024
 """Logits held at once (256 MB in bfloat16): more blocks would each add to the weight gradient in float32."""
@@ -55,11 +55,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in blocks:
             part = hidden[first : first + rows]
             losses, gradient = _block_gradient(
-                part @ weight.t(), targets[first : first + rows].contiguous(), scale, want_gradient
+                product(part, weight.t()), targets[first : first + rows].contiguous(), scale, want_gradient
             )
             total += losses.sum(dtype=total.dtype)
             if d_hidden is not None:
-                torch.mm(gradient, weight, out=d_hidden[first : first + rows])
+                product(gradient, weight, out=d_hidden[first : first + rows])
                 d_part = weight_gradient(gradient, part)
                 d_weight = d_part if len(blocks) == 1 else d_part.float() if d_weight is None else d_weight.add_(d_part)
         ctx.save_for_backward(d_hidden, d_weight)

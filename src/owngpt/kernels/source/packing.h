@@ -1,0 +1,102 @@
+/* What the matrix products share: factors repacked into whole tiles, and 32 x 32 results of two strips of them. */
+#pragma once
+#include "tiles.h"
+
+#ifdef __AMX_BF16__
+
+enum { EDGE = 32, PAIR = 1024 /* values of two tiles, or of a 32 x 32 block */ };
+
+typedef struct {
+    const bf16 *values;
+    int64_t stride;
+    int across; /* the sum's index runs along rows (neighbouring values), else down columns */
+} Factor;
+
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+/* Two rows of 32 values -> pairs of neighbours: columns 0-15 and 16-31. */
+static inline void interleave(__m512i even, __m512i odd, __m512i *low, __m512i *high) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    *low = _mm512_permutex2var_epi16(even, first, odd);
+    *high = _mm512_permutex2var_epi16(even, _mm512_add_epi16(first, _mm512_set1_epi16(16)), odd);
+}
+
+/* 32 rows x 32 values of which rows x columns exist -> the two registers of each row pair. */
+static inline void read_pairs(const bf16 *from, int64_t stride, int rows, int columns, __m512i low[16], __m512i high[16]) {
+    __mmask32 there = columns >= 32 ? 0xffffffffu : (1u << columns) - 1;
+    for (int i = 0; i < 16; i++) {
+        __m512i even = 2 * i < rows ? _mm512_maskz_loadu_epi16(there, from + 2 * i * stride) : _mm512_setzero_si512();
+        __m512i odd = 2 * i + 1 < rows ? _mm512_maskz_loadu_epi16(there, from + (2 * i + 1) * stride) : _mm512_setzero_si512();
+        interleave(even, odd, low + i, high + i);
+    }
+}
+
+static inline void write_tiles(const __m512i low[16], const __m512i high[16], bf16 *to) {
+    for (int i = 0; i < 16; i++) {
+        _mm512_store_si512(to + i * 32, low[i]);
+        _mm512_store_si512(to + 512 + i * 32, high[i]);
+    }
+}
+
+/* 32 rows of the result x 32 steps of the sum, or 32 columns of it, as two tiles. */
+static inline void pack_left(const Factor *a, int64_t row, int64_t step, int rows, int steps, bf16 *to) {
+    __m512i low[16], high[16];
+    if (a->across) {
+        const bf16 *from = a->values + row * a->stride + step;
+        __mmask32 there = steps >= 32 ? 0xffffffffu : (1u << steps) - 1;
+        for (int i = 0; i < 32; i++)
+            _mm512_store_si512(to + i * 32, i < rows ? _mm512_maskz_loadu_epi16(there, from + i * a->stride) : _mm512_setzero_si512());
+        return;
+    }
+    read_pairs(a->values + step * a->stride + row, a->stride, steps, rows, low, high);
+    transpose16(low);
+    transpose16(high);
+    write_tiles(low, high, to);
+}
+
+static inline void pack_right(const Factor *b, int64_t column, int64_t step, int columns, int steps, bf16 *to) {
+    __m512i low[16], high[16];
+    if (!b->across) {
+        read_pairs(b->values + step * b->stride + column, b->stride, steps, columns, low, high);
+    } else {
+        const bf16 *from = b->values + column * b->stride + step;
+        __mmask32 there = steps >= 32 ? 0xffffffffu : (1u << steps) - 1;
+        for (int i = 0; i < 16; i++) {
+            low[i] = i < columns ? _mm512_maskz_loadu_epi16(there, from + i * b->stride) : _mm512_setzero_si512();
+            high[i] = i + 16 < columns ? _mm512_maskz_loadu_epi16(there, from + (i + 16) * b->stride) : _mm512_setzero_si512();
+        }
+        transpose16(low);
+        transpose16(high);
+    }
+    write_tiles(low, high, to);
+}
+
+enum { AHEAD = 4 };
+/* Eight cache lines of B that are needed AHEAD steps later: its way from the second-level cache is what the tiles wait for. */
+static inline void fetch_ahead(const bf16 *right) {
+    for (int line = 0; line < 8; line++) _mm_prefetch((const char *)(right + AHEAD * PAIR + line * 32), _MM_HINT_T0);
+}
+
+/* 32 x 32 sums over `steps` pairs of tiles, from what lies in `sums` (four tiles) where `more`. */
+static inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int more) {
+    if (more) TILES_LOAD(sums, sums + 256, sums + 512, sums + 768, 64);
+    else TILES_ZERO();
+    for (int64_t i = 0; i < steps; i++, left += PAIR, right += PAIR) {
+        _tile_loadd(4, left, 64);
+        _tile_loadd(5, left + 512, 64);
+        _tile_loadd(6, right, 64);
+        fetch_ahead(right);
+        _tile_dpbf16ps(0, 4, 6);
+        fetch_ahead(right + 256);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, right + 512, 64);
+        fetch_ahead(right + 512);
+        _tile_dpbf16ps(1, 4, 7);
+        fetch_ahead(right + 768);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    TILES_STORE(sums, sums + 256, sums + 512, sums + 768, 64);
+}
+
+#endif
