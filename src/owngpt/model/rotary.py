@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class RotaryScaling:
+    """How rotary frequencies are changed for contexts longer than those of the first training."""
+
+    kind: Literal["linear", "dynamic", "llama3", "yarn"]
+    factor: float
+    original_context_length: int | None = None
+    low_frequency_factor: float | None = None
+    high_frequency_factor: float | None = None
+    beta_fast: float | None = None
+    beta_slow: float | None = None
+    attention_factor: float | None = None
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
 
 
 def rotary_tables(positions: int, size: int, base: float) -> tuple[Tensor, Tensor]:
