@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from owngpt.errors import ModelFolderError
 from owngpt.model.config import Activation, GPTConfig
@@ -44,15 +47,25 @@ LONGEST_CONTEXT = 1 << 24
 MOST_LAYERS = 10_000
 
 
+Order = Callable[[int], Tensor]
+"""From the size of a dimension to the permutation (size,) int64 with ours[i] = theirs[order[i]] along it."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One of their tensors as a part of one of ours."""
 
     name: str
     rows: int
-    """How many rows of ours it makes."""
+    """How many of ours it makes along the first dimension."""
     scale: float = 1.0
     """Theirs = ours * scale."""
+    transposed: bool = False
+    """Theirs has the last two dimensions the other way round: (in, out) as GPT-1's and GPT-2's Conv1D, ours is (out, in)."""
+    order: Order | None = None
+    """How ours is arranged, where theirs is arranged otherwise. A permutation is exact: the round trip keeps every bit."""
+    dimension: int = 0
+    """The dimension of ours that ``order`` permutes; 1 for the rows of a stack of experts, (E, out, in) or (E, out)."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +76,31 @@ class TensorMap:
     parts: tuple[Part, ...]
     shape: tuple[int, ...]
     """Shape of ours."""
-    transposed: bool = False
-    """Theirs is stored (in, out), as GPT-1's and GPT-2's Conv1D does; ours is (out, in)."""
+
+    def our_shape(self, part: Part) -> tuple[int, ...]:
+        """Shape of what one of their tensors makes of ours."""
+        return (part.rows, *self.shape[1:])
 
     def their_shape(self, part: Part) -> tuple[int, ...]:
         """Shape of one of their tensors."""
-        shape = (part.rows, *self.shape[1:])
-        return shape[::-1] if self.transposed else shape
+        shape = self.our_shape(part)
+        return (*shape[:-2], shape[-1], shape[-2]) if part.transposed and len(shape) > 1 else shape
+
+    def to_ours(self, part: Part, theirs: Tensor) -> Tensor:
+        """What one of their tensors makes of ours; a view of it where nothing has to be computed."""
+        tensor = theirs.transpose(-1, -2) if part.transposed and theirs.dim() > 1 else theirs
+        tensor = tensor if part.scale == 1.0 else tensor / part.scale
+        if part.order is None:
+            return tensor
+        return tensor.index_select(part.dimension, part.order(tensor.shape[part.dimension]))
+
+    def to_theirs(self, part: Part, ours: Tensor) -> Tensor:
+        """The inverse of :meth:`to_ours`; scaled values are float32."""
+        if part.order is not None:
+            order = part.order(ours.shape[part.dimension])
+            ours = ours.index_select(part.dimension, torch.argsort(order).to(ours.device))
+        tensor = ours if part.scale == 1.0 else ours.float() * part.scale
+        return tensor.transpose(-1, -2) if part.transposed and tensor.dim() > 1 else tensor
 
 
 class Family(Protocol):
@@ -184,9 +215,11 @@ class ConfigReader:
         return ModelFolderError(f"config.json of this {self._model_type} model: {name} {found}; it must be {wanted}")
 
 
-def one(ours: str, theirs: str, *shape: int, transposed: bool = False) -> TensorMap:
-    """A tensor that both sides store whole."""
-    return TensorMap(ours, (Part(theirs, shape[0]),), shape, transposed)
+def one(
+    ours: str, theirs: str, *shape: int, transposed: bool = False, order: Order | None = None, dimension: int = 0
+) -> TensorMap:
+    """A tensor that both sides store whole; the rest as in :class:`Part`."""
+    return TensorMap(ours, (Part(theirs, shape[0], transposed=transposed, order=order, dimension=dimension),), shape)
 
 
 def differences(config: GPTConfig, **wanted: Any) -> list[str]:
