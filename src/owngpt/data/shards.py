@@ -19,10 +19,10 @@ import numpy as np
 from owngpt.config.files import storage_errors
 from owngpt.data.corpus import Corpus, TextSplit
 from owngpt.data.encoder import BulkEncoder, TextEncoder
-from owngpt.data.files import Progress, own_folder, read_json, write_json
+from owngpt.data.files import MANIFEST, own_folder, read_json, write_json
+from owngpt.data.progress import TOKENIZING, Progress, Stage
 from owngpt.errors import DataError
 
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 SHARD_TOKENS = 64 * 2**20
 _BATCH_BYTES = 4 * 2**20
@@ -94,12 +94,11 @@ def tokenize(
     if (ready := _reusable(target, made_from)) is not None:
         return ready
     _remove_old(target)
-    total = corpus.train.bytes + corpus.validation.bytes
-    counter = _Counter(progress, total)
     encoder = BulkEncoder(tokenizer, threads=workers != 1)
     splits = {}
-    for name, text in (("train", corpus.train), ("validation", corpus.validation)):
-        splits[name] = _write_split(target, name, text, tokenizer, encoder, counter)
+    with Stage(progress, TOKENIZING, corpus.train.bytes + corpus.validation.bytes) as stage:
+        for name, text in (("train", corpus.train), ("validation", corpus.validation)):
+            splits[name] = _write_split(target, name, text, tokenizer, encoder, stage)
     write_json(
         target / MANIFEST, made_from | {"splits": splits, "sources": corpus.report.sources, "text_sha256": corpus.text_sha256}
     )
@@ -143,18 +142,8 @@ def _remove_old(folder: Path) -> None:
             path.unlink()
 
 
-class _Counter:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress("tokenize", self._done, self._total)
-
-
 def _write_split(
-    folder: Path, name: str, text: TextSplit, tokenizer: TextEncoder, encoder: BulkEncoder, counter: _Counter
+    folder: Path, name: str, text: TextSplit, tokenizer: TextEncoder, encoder: BulkEncoder, stage: Stage
 ) -> dict[str, Any]:
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     writer = _ShardWriter(folder, name, dtype)
@@ -167,7 +156,7 @@ def _write_split(
             writer.write(np.array(tokens, dtype=dtype))
             documents += finished
             byte_count += size
-            counter.add(size)
+            stage.add(size)
     return {
         "tokens": writer.token_count,
         "bytes": byte_count,
