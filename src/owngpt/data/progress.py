@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-from owngpt.data.report import in_bytes
+from owngpt.config.units import in_bytes
 
 Progress = Callable[[str, int, int, str], None]
 """Called with the stage's name, how much is done, how much there is in all, and the unit of both ("bytes", "characters").
