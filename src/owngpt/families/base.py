@@ -22,8 +22,8 @@ COMMON_FIELDS = frozenset((
     "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id",
     "prefix", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
     "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
-    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16",
-    "use_cache",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
+    "typical_p", "use_bfloat16", "use_cache", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version",
 ))  # fmt: skip
 """Fields of any config.json that say nothing about what the model computes from its weights."""
 
@@ -139,8 +139,12 @@ class ConfigReader:
     """Reads a config.json field by field and refuses what nobody read: nothing is silently ignored."""
 
     def __init__(self, values: Mapping[str, Any], model_type: str) -> None:
-        self._values, self._model_type = values, model_type
+        self._values, self.model_type = values, model_type
         self._seen: set[str] = set(COMMON_FIELDS)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there, even as null, which for some fields is not what an absent one means."""
+        return name in self._values
 
     def take(self, name: str, default: Any = None) -> Any:
         """The field's value, or the default where it is absent or null."""
@@ -205,14 +209,14 @@ class ConfigReader:
         unknown = sorted(name for name in set(self._values) - self._seen if self._values[name] is not None)
         if unknown:
             raise ModelFolderError(
-                f"config.json of this {self._model_type} model has fields that are not implemented: {', '.join(unknown)}; "
+                f"config.json of this {self.model_type} model has fields that are not implemented: {', '.join(unknown)}; "
                 "remove them only if you know that they change nothing"
             )
 
     def error(self, name: str, value: Any, wanted: str) -> ModelFolderError:
         """The error for a field that is wrong."""
         found = "is missing" if value is None else f"is {value!r}"
-        return ModelFolderError(f"config.json of this {self._model_type} model: {name} {found}; it must be {wanted}")
+        return ModelFolderError(f"config.json of this {self.model_type} model: {name} {found}; it must be {wanted}")
 
 
 def one(
