@@ -20,7 +20,7 @@ from owngpt.model.config import GPTConfig
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TIED_HEADS = ("lm_head.weight",)
+TIED_HEADS = ("lm_head.weight", "embed_out.weight")
 """Older files repeat a tied head under this name."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMED_IN_ERRORS = 5
@@ -133,7 +133,7 @@ def load_state(source: TensorSource, family: Family, config: GPTConfig, dtype: t
 
 def _spelled_as_stored(source: TensorSource, family: Family) -> dict[str, str]:
     """Full name → name in the files, which may lack the family's prefix."""
-    head = ("lm_head.", family.prefix)
+    head = ("lm_head.", "embed_out.", family.prefix)
     names = {name if name.startswith(head) else family.prefix + name: name for name in source.shapes}
     if len(names) < len(source.shapes):
         twice = sorted(set(source.shapes) - set(names.values()))
