@@ -23,6 +23,10 @@ class DataError(OwnGPTError):
     """The text that was given cannot be used (empty, unreadable, vanished, not text)."""
 
 
+class DownloadError(OwnGPTError):
+    """A download failed, was refused, or did not turn out to be what was promised."""
+
+
 class ModelFolderError(OwnGPTError):
     """A model folder or tokenizer is missing something, holds something else or does not fit together."""
 

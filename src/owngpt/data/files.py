@@ -10,8 +10,9 @@ from typing import Any
 from owngpt.config.files import atomic_write_text, make_folder
 from owngpt.errors import DataError, UsageError
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the bytes done and the bytes in all (0 when unknown)."""
+CORPUS_FILE, TEXT_FILE = "corpus.json", "text.utf8"
+MANIFEST = "manifest.json"
+PREPARED_FILE = "prepared.json"
 
 
 def own_folder(folder: Path, marker: str, ours: Callable[[str], bool]) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import torch
@@ -20,10 +20,30 @@ from owngpt.model.config import GPTConfig
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-TIED_HEADS = ("lm_head.weight",)
+TIED_HEADS = ("lm_head.weight", "embed_out.weight")
 """Older files repeat a tied head under this name."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMED_IN_ERRORS = 5
+
+
+class TensorSource(Protocol):
+    """Where tensors come from, by the names and in the orientation of the Hugging Face world."""
+
+    @property
+    def path(self) -> Path:
+        """The folder or file, for messages."""
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor there is."""
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """As safetensors spells the element types that :meth:`read` gives: "F32", "F16", "BF16", …"""
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of that name, on the CPU; it may be a view of a mapped file."""
+        ...
 
 
 class TensorFiles:
@@ -33,7 +53,7 @@ class TensorFiles:
         """
         :raises ModelFolderError: there are no weights, or a file is damaged.
         """
-        self.folder = folder
+        self.path = folder
         self._stack = ExitStack()
         self._handles: dict[str, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -100,63 +120,59 @@ def _shards(folder: Path, index: Path) -> list[Path]:
 # In
 
 
-def load_state(files: TensorFiles, family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def load_state(source: TensorSource, family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every tensor of ours, from theirs.
 
     :param dtype: what the tensors are turned into.
     :raises ModelFolderError: tensors are missing, left over or of another shape; they are named.
     """
-    names = _spelled_as_stored(files, family)
-    maps = _checked_maps(files, family, config, names)
-    return {entry.ours: _joined(files, entry, names).to(dtype) for entry in maps}
+    names = _spelled_as_stored(source, family)
+    maps = _checked_maps(source, family, config, names)
+    return {entry.ours: _joined(source, entry, names).to(dtype) for entry in maps}
 
 
-def _spelled_as_stored(files: TensorFiles, family: Family) -> dict[str, str]:
+def _spelled_as_stored(source: TensorSource, family: Family) -> dict[str, str]:
     """Full name → name in the files, which may lack the family's prefix."""
-    head = ("lm_head.", family.prefix)
-    names = {name if name.startswith(head) else family.prefix + name: name for name in files.shapes}
-    if len(names) < len(files.shapes):
-        twice = sorted(set(files.shapes) - set(names.values()))
-        raise ModelFolderError(f"{files.folder}: tensors stored twice, with and without {family.prefix}: {_listed(twice)}")
+    head = ("lm_head.", "embed_out.", family.prefix)
+    names = {name if name.startswith(head) else family.prefix + name: name for name in source.shapes}
+    if len(names) < len(source.shapes):
+        twice = sorted(set(source.shapes) - set(names.values()))
+        raise ModelFolderError(f"{source.path}: tensors stored twice, with and without {family.prefix}: {_listed(twice)}")
     return names
 
 
-def _checked_maps(files: TensorFiles, family: Family, config: GPTConfig, names: Mapping[str, str]) -> list[TensorMap]:
+def _checked_maps(source: TensorSource, family: Family, config: GPTConfig, names: Mapping[str, str]) -> list[TensorMap]:
     if config.layers > len(names):  # before anything is built for a number of layers that a config only claims
-        raise ModelFolderError(f"{files.folder}: config.json has {config.layers} layers, the weights have {len(names)} tensors")
+        raise ModelFolderError(f"{source.path}: config.json has {config.layers} layers, the weights have {len(names)} tensors")
     maps = family.tensors(config)
     wanted = {part.name: entry.their_shape(part) for entry in maps for part in entry.parts}
     missing = [name for name in wanted if name not in names]
     tied = [name for name in TIED_HEADS if config.tie_embeddings and name in names]
     extra = [name for name in names if name not in wanted and name not in tied and not re.search(family.derived, name)]
     wrong = [
-        f"{name} {_shape(files.shapes[names[name]])} instead of {_shape(shape)}"
+        f"{name} {_shape(source.shapes[names[name]])} instead of {_shape(shape)}"
         for name, shape in wanted.items()
-        if name in names and files.shapes[names[name]] != shape
+        if name in names and source.shapes[names[name]] != shape
     ]
     present = [name for name in wanted if name in names]
-    integers = [f"{name} {files.dtypes[names[name]]}" for name in present if files.dtypes[names[name]] not in FLOATING]
+    integers = [f"{name} {source.dtypes[names[name]]}" for name in present if source.dtypes[names[name]] not in FLOATING]
     for what, found in (
         ("missing", missing), ("not part of the model", extra), ("of a wrong shape", wrong), ("not of floating point", integers),
     ):  # fmt: skip
         if found:
-            raise ModelFolderError(f"{files.folder}: tensors {what} for its config.json ({family.model_type}): {_listed(found)}")
+            raise ModelFolderError(f"{source.path}: tensors {what} for its config.json ({family.model_type}): {_listed(found)}")
     for name in tied:
         embedding = names[maps[0].parts[0].name]
-        if not torch.equal(files.read(names[name]), files.read(embedding)):
+        if not torch.equal(source.read(names[name]), source.read(embedding)):
             raise ModelFolderError(
-                f"{files.folder}: config.json ties {name} to the embedding, but the file holds another one; "
+                f"{source.path}: config.json ties {name} to the embedding, but the file holds another one; "
                 "set tie_word_embeddings to false"
             )
     return maps
 
 
-def _joined(files: TensorFiles, entry: TensorMap, names: Mapping[str, str]) -> Tensor:
-    parts = []
-    for part in entry.parts:
-        tensor = files.read(names[part.name])
-        tensor = tensor.t() if entry.transposed and tensor.dim() == 2 else tensor
-        parts.append(tensor if part.scale == 1.0 else tensor / part.scale)
+def _joined(source: TensorSource, entry: TensorMap, names: Mapping[str, str]) -> Tensor:
+    parts = [entry.to_ours(part, source.read(names[part.name])) for part in entry.parts]
     return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
 
 
@@ -177,12 +193,9 @@ def _exported(state: Mapping[str, Tensor], family: Family, config: GPTConfig, dt
 
 
 def _one_exported(entry: TensorMap, part: Part, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    if part.scale != 1.0:
-        rows = rows.float() * part.scale
-    rows = rows.to(device="cpu", dtype=dtype)
-    rows = rows.t() if entry.transposed and rows.dim() == 2 else rows
+    theirs = entry.to_theirs(part, rows).to(device="cpu", dtype=dtype)
     # A copy of the part alone: safetensors refuses tensors that share memory.
-    return rows.clone(memory_format=torch.contiguous_format)
+    return theirs.clone(memory_format=torch.contiguous_format)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -17,15 +17,25 @@ _PLAIN = {
     "relu2": lambda x: functional.relu(x).square(),
     "silu": functional.silu,
 }
+CLAMP, CLAMPED_SLOPE = 7.0, 1.702
+"""The constants of gpt-oss's clamped SwiGLU."""
 _COMPILED = {"gelu_tanh": "gelu", "relu2": "relu2"}
 
 
 def gated(gate_up: Tensor, kind: str) -> Tensor:
-    """GLU variants (arXiv 2002.05202): (..., 2F), gate half first → (..., F). ``kind``: swiglu or geglu."""
+    """GLU variants (arXiv 2002.05202): (..., 2F), gate half first → (..., F). ``kind``: swiglu, geglu or swiglu_clamped."""
     if kind == "swiglu" and library.available(gate_up):
         return _SwiGLU.apply(gate_up.contiguous())  # type: ignore[no-any-return]
     gate, up = gate_up.chunk(2, dim=-1)
+    if kind == "swiglu_clamped":
+        return _clamped(gate, up)
     return (functional.silu(gate) if kind == "swiglu" else functional.gelu(gate, approximate="tanh")) * up
+
+
+def _clamped(gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss (arXiv 2508.10925): both factors bounded, a steeper sigmoid, and 1 added to the linear factor."""
+    gate, up = gate.clamp(max=CLAMP), up.clamp(-CLAMP, CLAMP)
+    return gate * torch.sigmoid(gate * CLAMPED_SLOPE) * (up + 1)
 
 
 def plain(x: Tensor, kind: str) -> Tensor:
