@@ -73,6 +73,7 @@ def pip_download(
     *,
     sha256: str = "",
     wheel_only: bool = False,
+    environment: Mapping[str, str] | None = None,
     watch: Watch | None = None,
 ) -> Path:
     """The archive of `requirement` ("name" or "name==version"), downloaded into a folder of its own in `work`.
@@ -90,7 +91,8 @@ def pip_download(
     target = work / "download"
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"]
     command += ["--only-binary", ":all:"] * wheel_only + ["--require-hashes"] * bool(sha256)
-    run_client([*command, "--requirement", str(requirements), "--dest", str(target)], requirement, work, watch=watch)
+    command += ["--requirement", str(requirements), "--dest", str(target)]
+    run_client(command, requirement, work, environment=environment, watch=watch)
     return only_file(target, requirement)
 
 

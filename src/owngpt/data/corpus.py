@@ -23,7 +23,7 @@ from owngpt.data.duplicates import Signatures, groups
 from owngpt.data.files import CORPUS_FILE, TEXT_FILE, own_folder, read_json, write_json
 from owngpt.data.progress import COMPARING, READING, Progress, Stage
 from owngpt.data.report import DataReport, Removed, corpus_warnings, length_bucket, sources_listed
-from owngpt.data.sources import ReadLog, SourceFile, documents, list_files
+from owngpt.data.sources import ReadLog, SourceFile, documents, list_files, remedy
 from owngpt.data.split import Range, Split, split_documents, windows
 from owngpt.data.staging import Staging
 from owngpt.errors import DataError
@@ -204,9 +204,8 @@ def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: S
     if not staging.ranges:
         reasons = [f"{count} × {reason} ({log.samples[reason][0]})" for reason, count in log.skipped.most_common(3)]
         reasons += [f"{removed.documents} × {reason}" for reason, removed in report.removed.items()]
-        raise DataError(
-            f"no text could be read from {names}: {'; '.join(reasons) or 'nothing was found'}; give text files that can be read"
-        )
+        fix = remedy(log.skipped.most_common(1)[0][0]) if log.skipped else "give files that hold text"
+        raise DataError(f"no text could be read from {names}: {', '.join(reasons)}; {fix}")
     size = sum(stop - start for start, stop in staging.ranges)
     if size < LEAST_BYTES:
         raise DataError(f"{names} holds only {size} bytes of text, and at least {LEAST_BYTES} are needed; add more text")

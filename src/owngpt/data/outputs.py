@@ -19,15 +19,16 @@ _CONFIG_BYTES = 2**20
 """A model's config.json has a few kilobytes."""
 
 
+KINDS = RUN, PREPARED, MODEL = "run of OwnGPT", "prepared data of OwnGPT", "model folder"
+
+
 def kind_of(folder: Path, children: Collection[str], names: Collection[str]) -> str | None:
     """What trainer's output `folder` is, given the folders and files in it; none if it may hold a person's text."""
     if _is_run(folder) or ("run" in children and _is_run(folder / "run")):
-        return "run of OwnGPT"
+        return RUN
     if _is_prepared(folder, children, names):
-        return "prepared data of OwnGPT"
-    if any(name.endswith(".gguf") for name in names) and "Modelfile" in names:
-        return "model folder"
-    return "model folder" if _is_model(folder, names) else None
+        return PREPARED
+    return MODEL if _is_model(folder, names) else None
 
 
 def tokenizer_files(names: Collection[str]) -> list[str]:
@@ -57,6 +58,8 @@ def _is_prepared(folder: Path, children: Collection[str], names: Collection[str]
 
 
 def _is_model(folder: Path, names: Collection[str]) -> bool:
+    if "Modelfile" in names and any(name.endswith(".gguf") for name in names):  # Ollama's
+        return True
     if "config.json" not in names or not any(name.endswith((".safetensors", ".bin", ".gguf", ".pth")) for name in names):
         return False
     try:

@@ -9,7 +9,7 @@ from typing import Literal, cast
 
 from owngpt.config.data import DataConfig
 from owngpt.data.corpus import Corpus, collect
-from owngpt.data.files import CORPUS_FILE, PREPARED_FILE, own_folder, read_json, write_json
+from owngpt.data.files import CORPUS_FILE, PREPARED_FILE, check_own, read_json, write_json
 from owngpt.data.progress import LEARNING, Progress, Stage
 from owngpt.data.report import DataReport
 from owngpt.data.shards import PreparedData, tokenize
@@ -46,7 +46,7 @@ def prepare(
     config = config or DataConfig()
     chosen = _open_tokenizer(tokenizer)
     folder = Path(output)
-    own_folder(folder, PREPARED_FILE, _is_ours)
+    check_own(folder, PREPARED_FILE, _is_ours)
     corpus = collect(sources, folder / CORPUS_FOLDER, config, leave_out=[folder], progress=progress, say=say)
     if chosen is None:
         chosen = _trained_tokenizer(folder, corpus, str(tokenizer), vocab_size, progress)

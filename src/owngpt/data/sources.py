@@ -187,11 +187,19 @@ def _nothing_found(sources: list[Path], log: ReadLog) -> str:
     if log.skipped:
         reason, count = log.skipped.most_common(1)[0]
         example = log.samples[reason][0]
-        return (
-            f"{names} holds no text: {count:,} passed over ({reason}: {example}); "
-            "give text as .txt, .md, .jsonl, .csv or .parquet"
-        )
+        return f"{names} holds no text: {count:,} passed over ({reason}: {example}); {remedy(reason)}"
     return f"{names} holds no files; put text (.txt, .md, code, .jsonl, .csv, .parquet) into it"
+
+
+def remedy(reason: str) -> str:
+    """What a person can do about the `reason` for which all was passed over."""
+    if "cannot be read" in reason:
+        return "check the permissions"
+    if reason == "vanished":
+        return "give files that stay where they are"
+    if reason in outputs.KINDS:
+        return "name the folder of the text itself"
+    return "give text as .txt, .md, .jsonl, .csv or .parquet"
 
 
 def _read(file: SourceFile, log: ReadLog) -> Iterator[Document]:

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import safetensors
 import torch
 from torch import Tensor
 
 from owngpt.errors import ModelFolderError
 from owngpt.families import Family
 from owngpt.families.base import Part, TensorMap
+from owngpt.formats.mxfp4 import unpacked
 from owngpt.model.config import GPTConfig
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 TIED_HEADS = ("lm_head.weight", "embed_out.weight")
 """Older files repeat a tied head under this name."""
 FLOATING = ("F64", "F32", "F16", "BF16")
@@ -45,90 +42,33 @@ class TensorSource(Protocol):
         """A tensor of that name, on the CPU; it may be a view of a mapped file."""
         ...
 
-
-class TensorFiles:
-    """The tensors of a folder, memory-mapped: shapes are known at once, bytes are read on first touch."""
-
-    def __init__(self, folder: Path) -> None:
-        """
-        :raises ModelFolderError: there are no weights, or a file is damaged.
-        """
-        self.path = folder
-        self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        try:
-            for file in _weight_files(folder):
-                self._open(file)
-        except BaseException:
-            self._stack.close()
-            raise
-
-    def __enter__(self) -> TensorFiles:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _open(self, file: Path) -> None:
-        try:
-            handle = self._stack.enter_context(safetensors.safe_open(file, framework="pt"))
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ModelFolderError(f"{file} is missing, damaged or not safetensors ({error}); copy the folder again") from error
-        for name in handle.keys():  # noqa: SIM118 - not a dict
-            view = handle.get_slice(name)
-            if name in self.shapes:
-                raise ModelFolderError(f"{file}: {name} is stored twice in this folder")
-            self._handles[name] = handle
-            self.shapes[name] = tuple(view.get_shape())
-            self.dtypes[name] = view.get_dtype()
-
-    def read(self, name: str) -> Tensor:
-        """A tensor as it is stored."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
-        return tensor
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index = folder / INDEX_FILE
-    if index.is_file():
-        return _shards(folder, index)
-    pickled = sorted(file.name for file in folder.glob("*.bin"))
-    if pickled:
-        raise ModelFolderError(
-            f"{folder} has its weights in {pickled[0]}, a pickle, which can run any program when it is opened and is not "
-            "read; open it with transformers where you trust it and save it again with save_pretrained(), which writes "
-            f"{WEIGHTS_FILE}"
-        )
-    raise ModelFolderError(f"{folder} has no {WEIGHTS_FILE}; name a model folder")
-
-
-def _shards(folder: Path, index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFolderError(f"{index} is not an index of weights; copy the folder again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelFolderError(f"{index} names {name!r}, which is not a safetensors file of this folder")
-    return [folder / name for name in sorted(names)]
+    def release(self, name: str) -> None:
+        """Nobody needs what :meth:`read` gave for this name any more: its memory may go."""
+        ...
 
 
 # In
 
 
 def load_state(source: TensorSource, family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of ours, from theirs.
+    """Every tensor of ours, from theirs. What needs no change stays where it lies, in the mapped file.
 
     :param dtype: what the tensors are turned into.
     :raises ModelFolderError: tensors are missing, left over or of another shape; they are named.
     """
+    source = unpacked(source)
     names = _spelled_as_stored(source, family)
     maps = _checked_maps(source, family, config, names)
-    return {entry.ours: _joined(source, entry, names).to(dtype) for entry in maps}
+    return {entry.ours: _loaded(source, entry, names, dtype) for entry in maps}
+
+
+def stored_dtype(source: TensorSource) -> torch.dtype:
+    """What most of the values are stored as: bfloat16, float16, else float32."""
+    counts: dict[str, int] = {}
+    for name, shape in source.shapes.items():
+        counts[source.dtypes[name]] = counts.get(source.dtypes[name], 0) + math.prod(shape)
+    most = max(counts, key=lambda name: counts[name], default="F32")
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(most, torch.float32)
 
 
 def _spelled_as_stored(source: TensorSource, family: Family) -> dict[str, str]:
@@ -162,18 +102,34 @@ def _checked_maps(source: TensorSource, family: Family, config: GPTConfig, names
         if found:
             raise ModelFolderError(f"{source.path}: tensors {what} for its config.json ({family.model_type}): {_listed(found)}")
     for name in tied:
-        embedding = names[maps[0].parts[0].name]
-        if not torch.equal(source.read(names[name]), source.read(embedding)):
-            raise ModelFolderError(
-                f"{source.path}: config.json ties {name} to the embedding, but the file holds another one; "
-                "set tie_word_embeddings to false"
-            )
+        _check_tied(source, names[name], names[maps[0].parts[0].name])
     return maps
 
 
-def _joined(source: TensorSource, entry: TensorMap, names: Mapping[str, str]) -> Tensor:
-    parts = [entry.to_ours(part, source.read(names[part.name])) for part in entry.parts]
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+def _check_tied(source: TensorSource, head: str, embedding: str) -> None:
+    """Some files repeat a tied head; another one would be ignored silently."""
+    same = torch.equal(source.read(head), source.read(embedding))
+    source.release(head)
+    if not same:
+        raise ModelFolderError(
+            f"{source.path}: config.json ties {head} to the embedding, but the file holds another one; "
+            "set tie_word_embeddings to false"
+        )
+
+
+def _loaded(source: TensorSource, entry: TensorMap, names: Mapping[str, str], dtype: torch.dtype) -> Tensor:
+    """One tensor of ours. A part that is copied is let go of at once, so that no more than one part is held twice."""
+    if len(entry.parts) == 1:
+        stored = source.read(names[entry.parts[0].name])
+        whole = entry.to_ours(entry.parts[0], stored)
+        if whole.dtype == dtype and whole.is_contiguous():
+            return whole
+        del stored, whole
+    target = torch.empty(entry.shape, dtype=dtype)
+    for part, rows in zip(entry.parts, target.split([part.rows for part in entry.parts]), strict=True):
+        rows.copy_(entry.to_ours(part, source.read(names[part.name])))
+        source.release(names[part.name])
+    return target
 
 
 # Out
