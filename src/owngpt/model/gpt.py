@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from owngpt.errors import UsageError
+from owngpt.kernels import tape
+from owngpt.kernels.add import add
 from owngpt.kernels.dropout import Dropout, seed_of
 from owngpt.kernels.loss import linear_cross_entropy
 from owngpt.kernels.rotary import Rotation
 from owngpt.model.attention import Attention, AttentionContext, CausalContext, PaddedContext
 from owngpt.model.config import GPTConfig
+from owngpt.model.embedding import Embedding
 from owngpt.model.experts import Experts
 from owngpt.model.linear import Linear
 from owngpt.model.mlp import MLP
@@ -83,7 +86,7 @@ class Block(nn.Module):
             self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x)[1]),
         ):
             drop = dropout.next(self.training)
-            x = x + (drop(update) if drop else update)
+            x = add(x, drop(update) if drop else update)
         return x
 
     def _post(self, x: Tensor, rotation: Rotation, context: AttentionContext, dropout: DropoutSource) -> Tensor:
@@ -104,10 +107,9 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = (
-            nn.Embedding(config.context_length, config.hidden_size) if config.positions == "learned" else None
-        )
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, config.embedding_scale)
+        learned = config.positions == "learned"
+        self.position_embedding = Embedding(config.context_length, config.hidden_size) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = None if config.norm_placement == "post" else make_norm(config)
         self.output_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, False)
@@ -153,34 +155,40 @@ class GPT(nn.Module):
 
     def _embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(B, T) ids and their positions → (B, T, C)"""
-        x = functional.embedding(token_ids, self.embedding.weight)
-        if self.config.embedding_scale != 1.0:
-            x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype)  # rounded first, as Gemma was trained
+        x = self.embedding(token_ids)
         if self.position_embedding is not None:
-            x = x + self.position_embedding(positions.to(x.device))
+            x = add(x, self.position_embedding(positions.to(x.device)).expand_as(x))
         dropout = self.dropout.next(self.training)
         return dropout(x) if dropout else x
 
     def _rotations(self, positions: Tensor, token_ids: Tensor) -> tuple[Rotation, Rotation]:
         """How layers without a window turn their heads, and how those with one do."""
-        length = int(positions.max()) + 1
-        limit = self.config.context_length
-        if length > limit:
-            raise UsageError(
-                f"position {length - 1} lies beyond the model's context_length {limit}; shorten the text to {limit} tokens"
-            )
-        device = token_ids.device
-        index = positions.to(device).expand(token_ids.shape).reshape(-1).to(torch.int32).contiguous()
+        if tape.recording() is not None:  # positions are an address here; who records has checked them
+            length, device, index = self.config.context_length, token_ids.device, positions.view(-1)
+        else:
+            length, device = self._reach(positions), token_ids.device
+            index = positions.to(device).expand(token_ids.shape).reshape(-1).to(torch.int32).contiguous()
         with torch.inference_mode(False):  # tables made while scoring must serve a later training step
             rotation = Rotation(*self.rotary.reach(length, device), index)
             if self.local_rotary is self.rotary:
                 return rotation, rotation
             return rotation, Rotation(*self.local_rotary.reach(length, device), index)
 
+    def _reach(self, positions: Tensor) -> int:
+        """Tokens up to the last position.
+
+        :raises UsageError: beyond the context length.
+        """
+        length, limit = int(positions.max()) + 1, self.config.context_length
+        if length > limit:
+            raise UsageError(
+                f"position {length - 1} lies beyond the model's context_length {limit}; shorten the text to {limit} tokens"
+            )
+        return length
+
     def head(self, hidden: Tensor) -> Tensor:
         """(..., C) → logits (..., V) float32."""
-        product = functional.linear(hidden, self.embedding.weight) if self.output_head is None else self.output_head(hidden)
-        logits: Tensor = product.float()
+        logits: Tensor = (self.embedding.project(hidden) if self.output_head is None else self.output_head(hidden)).float()
         return logits if self.head_bias is None else logits + self.head_bias.float()
 
     def logits(

@@ -231,13 +231,13 @@ static void many_rows(const Linear *l, const bf16 *w0, const bf16 *w1, int64_t o
     }
 }
 
-/* slots: weight, kind, outputs, inputs, scales, bias, x, its stride, packed x (for more than 8 rows), rows, out, out's stride, wide, scratch of
+/* slots: weight, kind, outputs, inputs, scales, bias, x, its stride, packed x (NULL: vector products, for up to 8 rows), rows, out, out's stride, wide, scratch of
  * 2 x depth tiles a thread. */
 void owngpt_step_linear(const int64_t *slots, int me, int threads) {
     Linear l = {POINTER(const uint8_t, 0), POINTER(const float, 4), POINTER(const float, 5), slots[1], slots[2], slots[3], slots[9],
                 (slots[3] + 31) / 32, slots[11], slots[7], POINTER(const bf16, 6), POINTER(const bf16, 8), POINTER(void, 10), (int)slots[12]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
-    if (l.rows <= FEW) {
+    if (!l.tiles) {
         row_share(blocks, me, threads, &first, &last);
         few_rows(&l, first, last, POINTER(float, 13) + me * l.depth * TILE);
         return;
@@ -257,17 +257,16 @@ void owngpt_step_linear(const int64_t *slots, int me, int threads) {
     }
 }
 
-/* Rows of a packed weight: slots weight, kind, inputs, scales, ids (int64), rows, out (bf16), factor. */
+/* Rows of a packed weight: slots weight, kind, inputs, scales, ids, rows, out (bf16), factor, whether ids have 32 bits. */
 void owngpt_step_embed(const int64_t *slots, int me, int threads) {
     const uint8_t *weight = POINTER(const uint8_t, 0);
     const float *scales = POINTER(const float, 3);
-    const int64_t *ids = POINTER(const int64_t, 4);
     bf16 *out = POINTER(bf16, 6);
     int64_t kind = slots[1], inputs = slots[2], depth = (inputs + 31) / 32, bytes = tile_bytes(kind), first, last;
     float factor = NUMBER(7);
     row_share(slots[5], me, threads, &first, &last);
     for (int64_t row = first; row < last; row++) {
-        int64_t id = ids[row], lane = id % 16;
+        int64_t id = slots[8] ? POINTER(const int32_t, 4)[row] : POINTER(const int64_t, 4)[row], lane = id % 16;
         float scale = factor * (scales ? scales[id] : 1.0f);
         for (int64_t k = 0; k < depth; k++) {
             const uint8_t *tile = weight + (id / 16 * depth + k) * bytes;

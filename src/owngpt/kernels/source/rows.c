@@ -3,7 +3,6 @@
 
 #ifdef __AMX_BF16__
 
-/* Threads share small work by column blocks no smaller than this, so that one row keeps both busy only where it pays. */
 enum { GATED_SWIGLU = 0, GATED_GEGLU = 1 };
 enum { PLAIN_GELU = 0, PLAIN_GELU_TANH = 1, PLAIN_RELU = 2, PLAIN_RELU2 = 3, PLAIN_SILU = 4 };
 
@@ -136,6 +135,16 @@ void owngpt_step_pointwise(const int64_t *slots, int me, int threads) {
                 out[i] = to_bf16(slots[4] == PLAIN_RELU2 ? value * value : value);
             }
     }
+}
+
+/* slots: x, y, out, rows, width: out = x + y. */
+void owngpt_step_add(const int64_t *slots, int me, int threads) {
+    const bf16 *x = POINTER(const bf16, 0), *y = POINTER(const bf16, 1);
+    bf16 *out = POINTER(bf16, 2);
+    int64_t first, last;
+    row_share(slots[3] * slots[4], me, threads, &first, &last);
+#pragma omp simd
+    for (int64_t i = first; i < last; i++) out[i] = to_bf16(to_float(x[i]) + to_float(y[i]));
 }
 
 /* slots: x, its row's width, indices (int32), count, out. */

@@ -28,6 +28,7 @@ void owngpt_step_norm(const int64_t *slots, int me, int threads);
 void owngpt_step_rotate(const int64_t *slots, int me, int threads);
 void owngpt_step_gated(const int64_t *slots, int me, int threads);
 void owngpt_step_pointwise(const int64_t *slots, int me, int threads);
+void owngpt_step_add(const int64_t *slots, int me, int threads);
 void owngpt_step_gather(const int64_t *slots, int me, int threads);
 
 /* paged.c */
