@@ -104,10 +104,8 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = (
-            nn.Embedding(config.context_length, config.hidden_size) if config.positions == "learned" else None
-        )
+        self.embedding = _embedding(config.vocab_size, config.hidden_size)
+        self.position_embedding = _embedding(config.context_length, config.hidden_size) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.final_norm = None if config.norm_placement == "post" else make_norm(config)
         self.output_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, False)
@@ -121,6 +119,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
+        if self.embedding.weight.is_meta:  # a shape that a file's tensors will fill
+            return
         deviation = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2 or name.endswith("bias"):
@@ -202,3 +202,8 @@ class GPT(nn.Module):
             hidden = functional.pad(hidden, (0, 1), value=1.0)
             weight = torch.cat((weight, self.head_bias[:, None].to(weight.dtype)), dim=1)
         return linear_cross_entropy(hidden, weight, targets.flatten(), scale=scale)
+
+
+def _embedding(rows: int, width: int) -> nn.Embedding:
+    """Not initialised: nn.Embedding alone would draw its weights, from the global generator."""
+    return nn.Embedding.from_pretrained(torch.empty(rows, width), freeze=False)
