@@ -45,3 +45,7 @@ class StorageError(OwnGPTError):
 
 class TrainingDivergedError(OwnGPTError):
     """Loss or gradients stayed non-finite; the diagnosis is in the message."""
+
+
+class ParallelError(OwnGPTError):
+    """One of several processes that train together has ended, or they cannot find each other."""

@@ -123,6 +123,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
+        if self.embedding.weight.is_meta:  # a shape that a file's tensors will fill
+            return
         deviation = self.config.initializer_range
         for name, parameter in self.named_parameters():
             if parameter.dim() < 2 or name.endswith("bias"):
