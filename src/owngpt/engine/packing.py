@@ -73,7 +73,9 @@ def pack_model(model: GPT, kind: Kind, *, head_kind: Kind | None = None) -> GPT:
     for name, module in list(model.named_modules()):
         if isinstance(module, Linear):
             is_head = name == "output_head"
-            _swap(model, name, _packed_linear(module, head_kind if is_head else kind, torch.float32 if is_head else torch.bfloat16))
+            _swap(
+                model, name, _packed_linear(module, head_kind if is_head else kind, torch.float32 if is_head else torch.bfloat16)
+            )
         elif isinstance(module, Embedding):
             table: Kind = head_kind if name == "embedding" else "bf16"
             _swap(model, name, PackedEmbedding(packed.pack(module.weight.data, table), module.scale))

@@ -113,7 +113,9 @@ class PackedRunner:
         segments = [Segment(part.before, len(part.token_ids), part.blocks) for part in parts]
         token_ids = [token_id for part in parts for token_id in part.token_ids]
         missing = (_rounded_rows(len(parts)) if decoding else -(-len(token_ids) // TOKENS) * TOKENS) - len(token_ids)
-        segments += [Segment(0, 1, (SPARE_BLOCK,))] * missing if decoding else [Segment(0, missing, (SPARE_BLOCK,))] * bool(missing)
+        segments += (
+            [Segment(0, 1, (SPARE_BLOCK,))] * missing if decoding else [Segment(0, missing, (SPARE_BLOCK,))] * bool(missing)
+        )
         token_ids += [0] * missing
         wanted = [index for index, part in enumerate(parts) if part.wants_logits]
         call = self._call(len(token_ids), len(segments), bool(wanted))

@@ -62,7 +62,12 @@ def split_heads(
 
 
 def _recorded(
-    projected: Tensor, layout: HeadLayout, rotation: Rotation, query_weight: Tensor | None, key_weight: Tensor | None, epsilon: float
+    projected: Tensor,
+    layout: HeadLayout,
+    rotation: Rotation,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     query, key, value = _split(projected, layout)
     half = rotation.cosines.shape[1]
