@@ -66,7 +66,9 @@ class PagedContext:
     def fill(self, segments: Sequence[Segment]) -> None:
         """Say what the next run of the tape is about."""
         row = 0
-        records, positions, tables = [], [], self._tables.view(-1, self._table)
+        records: list[tuple[int, int, int, int]] = []
+        positions: list[int] = []
+        tables = self._tables.view(-1, self._table)
         for index, segment in enumerate(segments):
             records.append((row, segment.count, segment.before, index * self._table))
             positions.extend(range(segment.before, segment.before + segment.count))
