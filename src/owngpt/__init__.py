@@ -11,12 +11,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from owngpt.api import Model, evaluate, load, prepare, train
+    from owngpt.api import Model, evaluate, load, prepare, pull, train
     from owngpt.errors import OwnGPTError
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "OwnGPTError", "__version__", "evaluate", "load", "prepare", "train"]
+__all__ = ["Model", "OwnGPTError", "__version__", "evaluate", "load", "prepare", "pull", "train"]
 
 _HOMES = {
     "Model": "owngpt.api",
@@ -24,6 +24,7 @@ _HOMES = {
     "evaluate": "owngpt.api",
     "load": "owngpt.api",
     "prepare": "owngpt.api",
+    "pull": "owngpt.api",
     "train": "owngpt.api",
 }
 

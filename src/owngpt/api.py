@@ -25,28 +25,32 @@ from owngpt.errors import ModelFolderError, UsageError
 from owngpt.evaluate.bits import Progress, Score
 from owngpt.evaluate.files import score_files
 from owngpt.formats.folder import load_model
+from owngpt.formats.hub.pull import pull
+from owngpt.formats.locate import locate
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.pretraining import TrainedModel, train
 from owngpt.text.chat import ChatTemplate
 from owngpt.text.tokenizer import Tokenizer
 
-__all__ = ["Model", "TrainedModel", "evaluate", "load", "prepare", "train"]
+__all__ = ["Model", "TrainedModel", "evaluate", "load", "locate", "prepare", "pull", "train"]
 
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What a model folder's generation_config.json may set when it asks for sampling."""
 
 
 def load(path: str | Path, *, device: str | None = None) -> Model:
-    """Open a model folder.
+    """Open a model.
 
-    :param path: a folder in the Hugging Face layout, written by OwnGPT or by others.
+    :param path: a folder in the Hugging Face layout, written by OwnGPT or by others; a .gguf file; or the name under which a
+        model was pulled, see :func:`owngpt.formats.locate.locate`.
     :param device: where to compute, as torch names it; by default the first GPU if there is one, else the CPU.
     :raises ModelFolderError: when something is missing, damaged or does not fit together.
     """
-    network, tokenizer = load_model(Path(path))
+    found = locate(path)
+    network, tokenizer = load_model(found)
     network.to(_device(device)).eval()
-    return Model(network, tokenizer, generation=_generation_settings(Path(path)))
+    return Model(network, tokenizer, generation=_generation_settings(found))
 
 
 def evaluate(

@@ -23,6 +23,10 @@ class DataError(OwnGPTError):
     """The text that was given cannot be used (empty, unreadable, vanished, not text)."""
 
 
+class DownloadError(OwnGPTError):
+    """A download failed, was refused, or did not turn out to be what was promised."""
+
+
 class ModelFolderError(OwnGPTError):
     """A model folder or tokenizer is missing something, holds something else or does not fit together."""
 
@@ -41,3 +45,7 @@ class StorageError(OwnGPTError):
 
 class TrainingDivergedError(OwnGPTError):
     """Loss or gradients stayed non-finite; the diagnosis is in the message."""
+
+
+class ParallelError(OwnGPTError):
+    """One of several processes that train together has ended, or they cannot find each other."""

@@ -8,6 +8,7 @@ import pytest
 from texts import english
 
 from owngpt.data.prepare import find_report, prepare
+from owngpt.data.progress import DIVIDING, LEARNING, READING, TOKENIZING
 from owngpt.errors import DataError, UsageError
 from owngpt.text.tokenizer import Tokenizer
 
@@ -28,13 +29,13 @@ def test_every_kind_of_tokenizer_gives_tokens_of_the_text(source: Path, tmp_path
 
 def test_what_still_fits_is_used_again_and_progress_is_told(source: Path, tmp_path: Path) -> None:
     stages: list[str] = []
-    prepare([source], tmp_path / "out", vocab_size=600, progress=lambda stage, done, total: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == ["read", "train tokenizer", "tokenize"]
+    prepare([source], tmp_path / "out", vocab_size=600, progress=lambda stage, *_: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == [READING, DIVIDING, LEARNING, TOKENIZING]
     stages.clear()
-    prepare([source], tmp_path / "out", vocab_size=600, progress=lambda stage, done, total: stages.append(stage))
+    prepare([source], tmp_path / "out", vocab_size=600, progress=lambda stage, *_: stages.append(stage))
     assert stages == []
-    prepare([source], tmp_path / "out", vocab_size=300, progress=lambda stage, done, total: stages.append(stage))
-    assert list(dict.fromkeys(stages)) == ["train tokenizer", "tokenize"]
+    prepare([source], tmp_path / "out", vocab_size=300, progress=lambda stage, *_: stages.append(stage))
+    assert list(dict.fromkeys(stages)) == [LEARNING, TOKENIZING]
 
 
 def test_a_tokenizer_that_exists_is_taken_as_it_is(source: Path, tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_missing_empty_and_binary_sources_say_so(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no files; put text"):
         list_files([tmp_path])
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(DataError, match=r"holds no text: 1 file was passed over.*convert the text"):
+    with pytest.raises(DataError, match=r"holds no text: 1 passed over \(not a text file: .*give text as"):
         list_files([tmp_path])
 
 

@@ -23,11 +23,19 @@ CONFIGS = {
     "windows": replace(NATIVE, attention_windows=(5, 1)),
     "multi-query, partly rotated": replace(NATIVE, key_value_heads=1, rotary_fraction=0.5),
     "unscaled": replace(NATIVE, attention_scale=1.0, tie_embeddings=False),
+    "sinks and experts": replace(
+        NATIVE, attention_sinks=True, attention_windows=(0, 4), experts=4, experts_per_token=2, activation="swiglu_clamped"
+    ),
+    "two rotary bases": replace(NATIVE, attention_windows=(0, 4), local_rotary_base=100.0, norm_placement="sandwich"),
 }
 
 
 def make(config: GPTConfig) -> GPT:
-    return GPT(config, generator=torch.Generator().manual_seed(1)).eval()
+    model = GPT(config, generator=torch.Generator().manual_seed(1)).eval()
+    for block in model.blocks:
+        if config.attention_sinks:
+            block.attention.sinks.data = torch.linspace(-1, 1, config.heads)
+    return model
 
 
 def tokens(config: GPTConfig, rows: int = 1) -> torch.Tensor:
@@ -99,3 +107,30 @@ def test_bfloat16_decodes_as_it_computes_at_once(config: GPTConfig) -> None:
     for chunk in ids.split([9, 1, 6, 1, 7], dim=1):
         logits, wanted = context.extend(model, chunk), expected[:, context.length - 1]
         assert (logits - wanted).norm() < 0.03 * wanted.norm()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_left_padding_changes_nothing_behind_it(config: GPTConfig) -> None:
+    """Rows of different lengths in one batch: each gives the logits that it has alone, also after rows were reordered."""
+    model, ids = make(config), tokens(config, rows=3)[:, :16]
+    padding = torch.tensor([5, 0, 9])
+    mask = (torch.arange(16) >= padding[:, None]).long()
+    alone = [model.logits(row[gap:][None])[0] for row, gap in zip(ids, padding.tolist(), strict=True)]
+    whole = model.logits(ids, attention_mask=mask)
+    for row, gap in enumerate(padding.tolist()):
+        torch.testing.assert_close(whole[row, gap:], alone[row], rtol=1e-4, atol=1e-4)
+    context = CachedContext(config, mask[:, :12])
+    torch.testing.assert_close(context.extend(model, ids[:, :12]), whole[:, 11], rtol=1e-4, atol=1e-4)
+    context.select(torch.tensor([2, 1, 0]))
+    for step in range(12, 16):
+        logits = context.extend(model, ids[[2, 1, 0], step][:, None])
+        torch.testing.assert_close(logits, whole[[2, 1, 0], step], rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_with_holes_is_refused() -> None:
+    with pytest.raises(UsageError, match="between the tokens of row 1"):
+        CachedContext(NATIVE, torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1]]))
+    with pytest.raises(UsageError, match="at least one token in each row"):
+        CachedContext(NATIVE, torch.tensor([[0, 0], [1, 1]]))
+    with pytest.raises(UsageError, match="ends in padding"):
+        CachedContext(NATIVE, torch.tensor([[1, 1, 0], [1, 1, 1]]))

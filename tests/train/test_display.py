@@ -48,8 +48,9 @@ def test_quiet_shows_only_what_must_be_said() -> None:
     stream = io.StringIO()
     display = make_display(quiet=True, stream=stream)
     display.update(lambda: 1 / 0)
-    display.say("checkpoint saved")
-    assert stream.getvalue() == "checkpoint saved\n"
+    display.say("step 5: held-out text 2.1")
+    display.warn("checkpoint damaged")
+    assert stream.getvalue() == "checkpoint damaged\n"
     assert isinstance(display, Quiet)
 
 

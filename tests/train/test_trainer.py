@@ -53,6 +53,9 @@ class Heard:
     def say(self, message: str) -> None:
         self.words.append(message)
 
+    def warn(self, message: str) -> None:
+        self.words.append(message)
+
     def close(self) -> None:
         pass
 

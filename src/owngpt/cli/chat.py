@@ -22,7 +22,7 @@ def chat(model: str, /, *, system: str | None = None, options: ChatOptions = Non
     Parameters
     ----------
     model
-        A model folder.
+        A model folder, a .gguf file, or the name of a model that was pulled.
     system
         How the model should behave, for models with a chat template.
     """

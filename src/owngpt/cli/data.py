@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from owngpt.cli.options import Json, Quiet, options_of
-from owngpt.cli.output import say, stages
+from owngpt.cli.output import say
 from owngpt.config.checks import at_least
 from owngpt.config.data import DataConfig
 from owngpt.errors import UsageError
@@ -60,8 +60,9 @@ def prepare(
 
     from owngpt import api
     from owngpt.data.prepare import find_report
+    from owngpt.data.progress import shown_progress
 
-    with stages(quiet=quiet) as progress:
+    with shown_progress(quiet=quiet) as progress:
         prepared = api.prepare(
             list(sources), output, tokenizer=tokenizer, vocab_size=vocab_size, config=config, progress=progress, say=say
         )

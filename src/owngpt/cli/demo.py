@@ -37,10 +37,13 @@ def demo(
     """
     began = time.monotonic()
     TrainConfig(corpus=corpus, minutes=minutes)
-    folder = output or _new_folder(Path("owngpt-demo"))
-    say(f"Training on {corpus} for {minutes:g} minutes; the model will be in {folder}.")
 
     from owngpt import api
+    from owngpt.pretraining.output import unused
+
+    folder = output or unused(Path("owngpt-demo"))
+    if not quiet:
+        say(f"Training on {corpus} for {minutes:g} minutes; the model will be in {folder}.")
 
     result = api.train([], output=folder, corpus=corpus, minutes=minutes, quiet=quiet, began=began)
     if json:
@@ -55,12 +58,3 @@ def demo(
 
 def _indented(text: str) -> str:
     return text.strip("\n").replace("\n", "\n    ")
-
-
-def _new_folder(wanted: Path) -> Path:
-    """``wanted``, or the first of wanted-2, wanted-3 … that does not exist: an earlier demo is never overwritten."""
-    number, folder = 1, wanted
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
-    return folder

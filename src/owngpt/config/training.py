@@ -43,7 +43,7 @@ class TrainConfig:
     context_length: int | None = None
     """Longest sequence in tokens."""
     batch_size: int | None = None
-    """Sequences in one forward pass."""
+    """Sequences in one forward pass (of each rank, where several train together)."""
     accumulation: int | None = None
     """Forward passes for one update."""
     learning_rate: float | None = None
@@ -76,7 +76,7 @@ class TrainConfig:
             above("learning_rate", self.learning_rate, 0, example=0.001)
         for name in ("steps", "tokens", "vocab_size", *SIZES):
             if getattr(self, name) is not None:
-                at_least(name, getattr(self, name), 1)
+                at_least(name, getattr(self, name), 2 if name == "context_length" else 1)
         if self.preset is not None:
             one_of("preset", self.preset, PRESETS)
         if self.optimizer is not None:

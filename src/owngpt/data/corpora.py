@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
-from owngpt.config.files import make_folder, sha256_of_file, storage_errors
+from owngpt.config.cache import cache_folder, cache_writes
+from owngpt.config.files import sha256_of_file
+from owngpt.config.units import in_bytes
 from owngpt.data import archives, clients
 from owngpt.data.files import read_json, write_json
-from owngpt.data.report import in_bytes
 from owngpt.errors import DataError
 
 Say = Callable[[str], None]
@@ -133,8 +132,7 @@ def fetch(name: str, *, say: Say | None = None) -> list[Path]:
     if (files := _cached(folder)) is not None:
         return files
     (say or _say)(_announcement(name, corpus))
-    make_folder(folder.parent)
-    with storage_errors(folder), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
+    with cache_writes(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
         archive = _download(name, corpus, Path(work))
         text = Path(work) / "text"
         text.mkdir()
@@ -146,12 +144,6 @@ def fetch(name: str, *, say: Say | None = None) -> list[Path]:
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(text, folder)
     return _cached(folder) or []
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: OWNGPT_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("OWNGPT_CACHE")
-    return Path(chosen).expanduser() if chosen else user_cache_path("owngpt")
 
 
 def _version(corpus: NamedCorpus) -> str:

@@ -20,16 +20,15 @@ import numpy as np
 from owngpt.config.data import DataConfig
 from owngpt.config.files import sha256_of_file, storage_errors
 from owngpt.data.duplicates import Signatures, groups
-from owngpt.data.files import Progress, own_folder, read_json, write_json
+from owngpt.data.files import CORPUS_FILE, TEXT_FILE, own_folder, read_json, write_json
+from owngpt.data.progress import COMPARING, READING, Progress, Stage
 from owngpt.data.report import DataReport, Removed, corpus_warnings, length_bucket, sources_listed
-from owngpt.data.sources import ReadLog, SourceFile, documents, list_files
+from owngpt.data.sources import ReadLog, SourceFile, documents, list_files, remedy
 from owngpt.data.split import Range, Split, split_documents, windows
 from owngpt.data.staging import Staging
 from owngpt.errors import DataError
 from owngpt.text.language import detect_language
 
-CORPUS_FILE = "corpus.json"
-TEXT_FILE = "text.utf8"
 CODE_VERSION = 1
 """Raised whenever the same sources and settings would give another corpus."""
 LEAST_BYTES = 256
@@ -135,13 +134,15 @@ def collect(
     folder: str | os.PathLike[str],
     config: DataConfig | None = None,
     *,
+    leave_out: Sequence[str | os.PathLike[str]] = (),
     progress: Progress | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Corpus:
     """Read `sources` (files, folders, names of corpora) into a corpus in `folder`, or reuse the one already there.
 
     A corpus is used again when paths, sizes and times of the sources, the settings and the code are the same and its
-    text is undamaged. `say` is told what is about to be downloaded, with licence and size.
+    text is undamaged. Folders in `leave_out`, such as the run's own output, and what OwnGPT or another trainer wrote before
+    are not read. `say` is told what is about to be downloaded, with licence and size.
 
     Raises:
         DataError: there is no usable text. UsageError: the folder holds something else. StorageError: it cannot be written.
@@ -151,7 +152,7 @@ def collect(
     config = config or DataConfig()
     target = Path(folder)
     log = ReadLog()
-    files = list_files(resolve(sources, say=say), log)
+    files = list_files(resolve(sources, say=say), log, leave_out=[target, *leave_out])
     own_folder(target, CORPUS_FILE, _is_ours)
     fingerprint = _fingerprint(files, config)
     if (ready := _reusable(target, fingerprint)) is not None:
@@ -192,12 +193,10 @@ def _reusable(folder: Path, fingerprint: str) -> Corpus | None:
 
 
 def _read_all(files: Sequence[SourceFile], log: ReadLog, staging: Staging, progress: Progress | None) -> None:
-    total = sum(file.size for file in files)
-    with staging:
+    with Stage(progress, READING, sum(file.size for file in files)) as stage, staging:
         for document in documents(files, log):
             staging.add(document)
-            if progress is not None:
-                progress("read", min(log.bytes_read, total), total)
+            stage.reach(log.bytes_read)
 
 
 def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: Sequence[str | os.PathLike[str]]) -> None:
@@ -205,9 +204,8 @@ def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: S
     if not staging.ranges:
         reasons = [f"{count} × {reason} ({log.samples[reason][0]})" for reason, count in log.skipped.most_common(3)]
         reasons += [f"{removed.documents} × {reason}" for reason, removed in report.removed.items()]
-        raise DataError(
-            f"no text could be read from {names}: {'; '.join(reasons) or 'nothing was found'}; give text files that can be read"
-        )
+        fix = remedy(log.skipped.most_common(1)[0][0]) if log.skipped else "give files that hold text"
+        raise DataError(f"no text could be read from {names}: {', '.join(reasons)}; {fix}")
     size = sum(stop - start for start, stop in staging.ranges)
     if size < LEAST_BYTES:
         raise DataError(f"{names} holds only {size} bytes of text, and at least {LEAST_BYTES} are needed; add more text")
@@ -225,6 +223,7 @@ def _write(target: Path, staging: Staging, config: DataConfig, progress: Progres
             near,
             fraction=config.validation_fraction,
             seed=config.seed,
+            progress=progress,
         )
         characters = {"train": _characters(text, split.train), "validation": _characters(text, split.validation)}
         staging.report.languages = _languages(text, ranges)
@@ -281,14 +280,12 @@ def _group(text: mmap.mmap, staging: Staging, threshold: float, progress: Progre
     first_of: dict[bytes, int] = {}
     compared = _of_similar_size(staging.ranges, threshold)
     signatures = Signatures()
-    done, total = 0, sum(staging.ranges[number][1] - staging.ranges[number][0] for number in compared)
-    for number in compared:
-        start, stop = staging.ranges[number]
-        for low, high in windows(text, start, stop, _WINDOW):
-            signatures.add(text[low:high], last=high == stop)
-        done += stop - start
-        if progress is not None and number % 64 == 0:
-            progress("compare", done, total)
+    with Stage(progress, COMPARING, sum(staging.ranges[number][1] - staging.ranges[number][0] for number in compared)) as stage:
+        for number in compared:
+            start, stop = staging.ranges[number]
+            for low, high in windows(text, start, stop, _WINDOW):
+                signatures.add(text[low:high], last=high == stop)
+                stage.add(high - low)
     for number, first in zip(compared, groups(signatures.matrix(), threshold).tolist(), strict=True):
         firsts[number] = compared[first]
     for number, digest in enumerate(staging.digests):  # equal documents, where they were not removed

@@ -11,7 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from itertools import chain
-from typing import Protocol
+from typing import NamedTuple, Protocol
+
+import numpy as np
 
 _WORD = re.compile(
     r"'(?:[sS]|[tT]|[rR][eE]|[vV][eE]|[mM]|[lL][lL]|[dD])|(?:[^\w\r\n]|_)?[^\W\d_]+|\d| ?(?:[^\w\s]|_)+[\r\n]*"
@@ -47,23 +49,34 @@ class TextEncoder(Protocol):
     def end_of_text_id(self) -> int: ...
     @property
     def fingerprint(self) -> str: ...
-    def encode(self, text: str) -> list[int]: ...
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
 
 
+class Encoded(NamedTuple):
+    """The tokens of some texts, one text after the other."""
+
+    ids: np.ndarray
+    """(N,) uint32."""
+    counts: np.ndarray
+    """(texts,) int64: tokens of each text."""
+
+
 class BulkEncoder:
-    """Encodes many texts with `tokenizer`, to the same tokens as its own `encode_batch`.
+    """Encodes many texts with `tokenizer`, to the same tokens as its own `encode_batch`."""
 
-    `threads` False encodes one text after the other on one core.
-    """
-
-    def __init__(self, tokenizer: TextEncoder, *, threads: bool = True) -> None:
-        self._tokenizer, self._threads = tokenizer, threads
+    def __init__(self, tokenizer: TextEncoder) -> None:
+        self._tokenizer = tokenizer
         self._words: dict[str, list[int]] = {}
         self._by_words: bool | None = None
 
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """The tokens of the texts; special tokens in the texts are only text."""
+        lists = self.encode_batch(texts)
+        counts = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+        return Encoded(np.fromiter(chain.from_iterable(lists), dtype=np.uint32, count=int(counts.sum())), counts)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text; special tokens in the texts are only text."""
+        """Token ids of each text."""
         if self._by_words is None:
             self._by_words = self._has_our_pattern()
         if not self._by_words:
@@ -75,9 +88,7 @@ class BulkEncoder:
         return [next(others) if words is None else list(chain.from_iterable(map(look_up, words))) for words in split]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        if self._threads:
-            return self._tokenizer.encode_batch(texts) if texts else []
-        return [self._tokenizer.encode(text) for text in texts]
+        return self._tokenizer.encode_batch(texts) if texts else []
 
     def _learn(self, split: Sequence[list[str] | None]) -> None:
         if len(self._words) > _CACHED_WORDS:

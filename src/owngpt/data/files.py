@@ -10,8 +10,9 @@ from typing import Any
 from owngpt.config.files import atomic_write_text, make_folder
 from owngpt.errors import DataError, UsageError
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, the bytes done and the bytes in all (0 when unknown)."""
+CORPUS_FILE, TEXT_FILE = "corpus.json", "text.utf8"
+MANIFEST = "manifest.json"
+PREPARED_FILE = "prepared.json"
 
 
 def own_folder(folder: Path, marker: str, ours: Callable[[str], bool]) -> None:
@@ -21,7 +22,16 @@ def own_folder(folder: Path, marker: str, ours: Callable[[str], bool]) -> None:
         UsageError: the folder holds something else.
         StorageError: it cannot be made.
     """
+    check_own(folder, marker, ours)
     make_folder(folder)
+
+
+def check_own(folder: Path, marker: str, ours: Callable[[str], bool]) -> None:
+    """What :func:`own_folder` does, for a folder that need not be there yet and is not made."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; choose an empty or a new folder")
+    if not folder.is_dir():
+        return
     names = sorted(entry.name for entry in folder.iterdir())
     foreign = [name for name in names if not ours(name)]
     if foreign and marker not in names:

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Literal, cast
 
 from owngpt.config.data import DataConfig
-from owngpt.data.corpus import CORPUS_FILE, Corpus, collect
-from owngpt.data.files import Progress, own_folder, read_json, write_json
+from owngpt.data.corpus import Corpus, collect
+from owngpt.data.files import CORPUS_FILE, PREPARED_FILE, check_own, read_json, write_json
+from owngpt.data.progress import LEARNING, Progress, Stage
 from owngpt.data.report import DataReport
 from owngpt.data.shards import PreparedData, tokenize
 from owngpt.errors import DataError, ModelFolderError, UsageError
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer
 
-PREPARED_FILE = "prepared.json"
 CORPUS_FOLDER, TOKENIZER_FOLDER, TOKENS_FOLDER = "corpus", "tokenizer", "tokens"
 TRAINED_KINDS = ("bpe", "byte", "char")
 _TOKENIZER_SAMPLE_BYTES = 64 * 2**20
@@ -46,8 +46,8 @@ def prepare(
     config = config or DataConfig()
     chosen = _open_tokenizer(tokenizer)
     folder = Path(output)
-    own_folder(folder, PREPARED_FILE, _is_ours)
-    corpus = collect(sources, folder / CORPUS_FOLDER, config, progress=progress, say=say)
+    check_own(folder, PREPARED_FILE, _is_ours)
+    corpus = collect(sources, folder / CORPUS_FOLDER, config, leave_out=[folder], progress=progress, say=say)
     if chosen is None:
         chosen = _trained_tokenizer(folder, corpus, str(tokenizer), vocab_size, progress)
     else:
@@ -89,14 +89,9 @@ def _trained_tokenizer(folder: Path, corpus: Corpus, kind: str, vocab_size: int,
     target = folder / TOKENIZER_FOLDER
     if (ready := _reusable_tokenizer(folder, target, _made_from(corpus, kind, vocab_size))) is not None:
         return ready
-    total = corpus.train.characters
-
-    def report(characters: int) -> None:
-        if progress is not None:
-            progress("train tokenizer", min(characters, total), total)
-
     texts = corpus.train.sample(_TOKENIZER_SAMPLE_BYTES)
-    trained = train_tokenizer(texts, kind=cast("Kind", kind), vocab_size=vocab_size, progress=report)
+    with Stage(progress, LEARNING, sum(map(len, texts)), "characters") as stage:
+        trained = train_tokenizer(texts, kind=cast("Kind", kind), vocab_size=vocab_size, progress=stage.reach)
     trained.save(target)
     return trained
 

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from owngpt.config.units import in_bytes
+
 _SAMPLES = 5
 _SAMPLE_CHARACTERS = 80
 SMALL_CORPUS_BYTES = 100_000
@@ -106,16 +108,6 @@ def length_bucket(size: int) -> str:
     while size >= bound:
         bound *= 4
     return str(bound)
-
-
-def in_bytes(count: int) -> str:
-    """A number of bytes for a person: 1,234 bytes; 12.3 kB; 4.8 MB."""
-    if count < 10_000:
-        return f"{count:,} bytes"
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.1f} kB"
 
 
 def corpus_warnings(train_bytes: int, validation_bytes: int, shares_text: bool) -> list[str]:

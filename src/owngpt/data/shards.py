@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,19 @@ import numpy as np
 
 from owngpt.config.files import storage_errors
 from owngpt.data.corpus import Corpus, TextSplit
-from owngpt.data.encoder import BulkEncoder, TextEncoder
-from owngpt.data.files import Progress, own_folder, read_json, write_json
+from owngpt.data.encoder import BulkEncoder, Encoded, TextEncoder
+from owngpt.data.encoder_pool import EncoderPool
+from owngpt.data.files import MANIFEST, own_folder, read_json, write_json
+from owngpt.data.progress import TOKENIZING, Progress, Stage
 from owngpt.errors import DataError
+from owngpt.kernels.machine import usable_cores
+from owngpt.text.tokenizer import Tokenizer
 
-MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 SHARD_TOKENS = 64 * 2**20
-_BATCH_BYTES = 4 * 2**20
+_BATCH_BYTES = 2**20
+_PROCESS_BYTES = 4 * 2**20
+"""Text that makes another process worth its start."""
 _PIECE_BYTES = 64 * 2**10
 
 
@@ -77,7 +82,7 @@ def tokenize(
 ) -> PreparedData:
     """Encode both splits of `corpus` into `folder`; shards made of the same text by the same tokenizer are used again.
 
-    `workers` 1 encodes one text after the other; any other number lets the tokenizer use all cores.
+    `workers` is the number of processes that encode, 0 for one a core; a small corpus takes none. The tokens do not depend on it.
 
     Raises:
         UsageError: the folder holds something else. StorageError: it cannot be written.
@@ -94,12 +99,11 @@ def tokenize(
     if (ready := _reusable(target, made_from)) is not None:
         return ready
     _remove_old(target)
-    total = corpus.train.bytes + corpus.validation.bytes
-    counter = _Counter(progress, total)
-    encoder = BulkEncoder(tokenizer, threads=workers != 1)
     splits = {}
-    for name, text in (("train", corpus.train), ("validation", corpus.validation)):
-        splits[name] = _write_split(target, name, text, tokenizer, encoder, counter)
+    total = corpus.train.bytes + corpus.validation.bytes
+    with Stage(progress, TOKENIZING, total) as stage, _encoding(tokenizer, workers, total) as encode:
+        for name, text in (("train", corpus.train), ("validation", corpus.validation)):
+            splits[name] = _write_split(target, name, encode(_batches(text)), tokenizer, stage)
     write_json(
         target / MANIFEST, made_from | {"splits": splits, "sources": corpus.report.sources, "text_sha256": corpus.text_sha256}
     )
@@ -143,31 +147,58 @@ def _remove_old(folder: Path) -> None:
             path.unlink()
 
 
-class _Counter:
-    def __init__(self, progress: Progress | None, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Some pieces of documents: enough to keep a core busy, little enough to hold many in memory."""
 
-    def add(self, count: int) -> None:
-        self._done += count
-        if self._progress is not None:
-            self._progress("tokenize", self._done, self._total)
+    texts: list[str]
+    ends_document: list[bool]
+    """For each piece."""
+    bytes: int
+
+
+_Encode = Callable[[Iterable[_Batch]], Iterator[tuple[_Batch, Encoded]]]
+
+
+@contextmanager
+def _encoding(tokenizer: TextEncoder, workers: int, total_bytes: int) -> Iterator[_Encode]:
+    """How batches are encoded: by several processes where that saves time, else here."""
+    processes = workers or min(usable_cores(), total_bytes // _PROCESS_BYTES)
+    if processes > 1 and isinstance(tokenizer, Tokenizer):
+        with EncoderPool(tokenizer, processes) as pool:
+            yield lambda batches: pool.map(batches, lambda batch: batch.texts)
+        return
+    encoder = BulkEncoder(tokenizer)
+    yield lambda batches: ((batch, encoder.encode(batch.texts)) for batch in batches)
+
+
+def _batches(text: TextSplit) -> Iterator[_Batch]:
+    texts, ends, size = list[str](), list[bool](), 0
+    for piece, last in text.pieces(_PIECE_BYTES):
+        texts.append(piece)
+        ends.append(last)
+        size += len(piece) if piece.isascii() else len(piece.encode("utf-8"))
+        if size >= _BATCH_BYTES:
+            yield _Batch(texts, ends, size)
+            texts, ends, size = [], [], 0
+    if texts:
+        yield _Batch(texts, ends, size)
 
 
 def _write_split(
-    folder: Path, name: str, text: TextSplit, tokenizer: TextEncoder, encoder: BulkEncoder, counter: _Counter
+    folder: Path, name: str, encoded: Iterator[tuple[_Batch, Encoded]], tokenizer: TextEncoder, stage: Stage
 ) -> dict[str, Any]:
     dtype = np.dtype("<u2") if tokenizer.vocab_size <= 2**16 else np.dtype("<u4")
     writer = _ShardWriter(folder, name, dtype)
     documents = byte_count = 0
     with storage_errors(folder), writer:
-        for pieces, size in _batches(text):
-            tokens, finished = _encode(pieces, encoder, tokenizer.end_of_text_id)
+        for batch, tokens in encoded:
             if documents == 0 and writer.token_count == 0:
-                tokens.insert(0, tokenizer.end_of_text_id)
-            writer.write(np.array(tokens, dtype=dtype))
-            documents += finished
-            byte_count += size
-            counter.add(size)
+                writer.write(np.array([tokenizer.end_of_text_id], dtype=dtype))
+            writer.write(_with_ends(tokens, batch.ends_document, tokenizer.end_of_text_id).astype(dtype))
+            documents += sum(batch.ends_document)
+            byte_count += batch.bytes
+            stage.add(batch.bytes)
     return {
         "tokens": writer.token_count,
         "bytes": byte_count,
@@ -177,25 +208,10 @@ def _write_split(
     }
 
 
-def _batches(text: TextSplit) -> Iterator[tuple[list[tuple[str, bool]], int]]:
-    """Pieces of documents, some megabytes at a time: enough to keep every core busy, little enough to hold in memory."""
-    pieces: list[tuple[str, bool]] = []
-    size = 0
-    for piece, last in text.pieces(_PIECE_BYTES):
-        pieces.append((piece, last))
-        size += len(piece.encode("utf-8")) if not piece.isascii() else len(piece)
-        if size >= _BATCH_BYTES:
-            yield pieces, size
-            pieces, size = [], 0
-    if pieces:
-        yield pieces, size
-
-
-def _encode(pieces: list[tuple[str, bool]], encoder: BulkEncoder, end_of_text: int) -> tuple[list[int], int]:
-    encoded = encoder.encode_batch([piece for piece, _ in pieces])
-    end = [end_of_text]
-    tokens = list(chain.from_iterable(chain(ids, end) if last else ids for ids, (_, last) in zip(encoded, pieces, strict=True)))
-    return tokens, sum(last for _, last in pieces)
+def _with_ends(encoded: Encoded, ends_document: list[bool], end_of_text: int) -> np.ndarray:
+    """The tokens with an end-of-text token behind every piece that ends its document."""
+    places = np.cumsum(encoded.counts)[np.array(ends_document, dtype=bool)]
+    return np.insert(encoded.ids, places, end_of_text)
 
 
 class _ShardWriter:

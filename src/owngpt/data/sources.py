@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from owngpt.data import encoding, records
+from owngpt.data import encoding, outputs, records
 from owngpt.errors import DataError
 
 PART_CHARACTERS = 2**20
@@ -89,10 +89,13 @@ class ReadLog:
             self.notes.append(text)
 
 
-def list_files(sources: Iterable[str | os.PathLike[str]], log: ReadLog | None = None) -> list[SourceFile]:
+def list_files(
+    sources: Iterable[str | os.PathLike[str]], log: ReadLog | None = None, *, leave_out: Iterable[str | os.PathLike[str]] = ()
+) -> list[SourceFile]:
     """Every file under `sources` that may hold text, each once, in a fixed order.
 
-    Hidden files and folders are left alone; files whose ending says that they are not text go to the log.
+    Hidden files and folders are left alone; files whose ending says that they are not text, folders named in `leave_out`,
+    and what a trainer wrote (see :mod:`owngpt.data.outputs`) go to the log.
 
     Raises:
         DataError: a source does not exist or may not be read, or there is no file at all.
@@ -102,8 +105,9 @@ def list_files(sources: Iterable[str | os.PathLike[str]], log: ReadLog | None = 
     named = [Path(source) for source in sources]
     if not named:
         raise DataError("no source was given; name at least one file or folder of text")
+    excluded = frozenset(os.path.realpath(folder) for folder in leave_out)
     for source in named:
-        for path in _walk(source, log):
+        for path in _walk(source, excluded, log):
             if (file := _describe(path, log)) is not None:
                 found.setdefault(os.path.realpath(path), file)
     if not found:
@@ -126,7 +130,7 @@ def documents(sources: Iterable[str | os.PathLike[str]] | Sequence[SourceFile], 
         yield from _read(file, log)
 
 
-def _walk(source: Path, log: ReadLog) -> Iterator[Path]:
+def _walk(source: Path, excluded: frozenset[str], log: ReadLog) -> Iterator[Path]:
     try:
         is_folder = source.stat() and source.is_dir()
     except FileNotFoundError:
@@ -141,8 +145,22 @@ def _walk(source: Path, log: ReadLog) -> Iterator[Path]:
         log.skip("folder cannot be read", str(error.filename))
 
     for folder, children, names in os.walk(source, onerror=refused):
+        if (reason := _why_not(folder, children, names, excluded)) is not None:
+            log.skip(reason, folder)
+            children.clear()
+            continue
         children[:] = sorted(name for name in children if not name.startswith(".") and name not in _SKIPPED_FOLDERS)
+        for name in outputs.tokenizer_files(names):
+            log.skip("file of a tokenizer", os.path.join(folder, name))
+            names.remove(name)
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _why_not(folder: str, children: list[str], names: list[str], excluded: frozenset[str]) -> str | None:
+    """Why nothing in `folder` is training text; none if it may be."""
+    if excluded and os.path.realpath(folder) in excluded:
+        return "output folder of this run"
+    return outputs.kind_of(Path(folder), children, names)
 
 
 def _describe(path: Path, log: ReadLog) -> SourceFile | None:
@@ -169,12 +187,19 @@ def _nothing_found(sources: list[Path], log: ReadLog) -> str:
     if log.skipped:
         reason, count = log.skipped.most_common(1)[0]
         example = log.samples[reason][0]
-        files = "1 file was" if count == 1 else f"{count} files were"
-        return (
-            f"{names} holds no text: {files} passed over ({reason}: {example}); "
-            "convert the text to .txt, .md, .jsonl, .csv or .parquet"
-        )
+        return f"{names} holds no text: {count:,} passed over ({reason}: {example}); {remedy(reason)}"
     return f"{names} holds no files; put text (.txt, .md, code, .jsonl, .csv, .parquet) into it"
+
+
+def remedy(reason: str) -> str:
+    """What a person can do about the `reason` for which all was passed over."""
+    if "cannot be read" in reason:
+        return "check the permissions"
+    if reason == "vanished":
+        return "give files that stay where they are"
+    if reason in outputs.KINDS:
+        return "name the folder of the text itself"
+    return "give text as .txt, .md, .jsonl, .csv or .parquet"
 
 
 def _read(file: SourceFile, log: ReadLog) -> Iterator[Document]:

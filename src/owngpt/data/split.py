@@ -17,6 +17,7 @@ from typing import Protocol
 import numpy as np
 
 from owngpt.data.passages import count_in, passages
+from owngpt.data.progress import DIVIDING, Progress, Stage
 
 KIBIBYTE = 1024
 _PLANNED_SHARE = 0.02
@@ -74,8 +75,9 @@ def planned_bytes(total: int, fraction: float | None) -> int:
 
 
 def split_documents(
-    text: Text, ranges: Sequence[Range], digests: Sequence[bytes], groups: np.ndarray, *, fraction: float | None, seed: int
-) -> Split:
+    text: Text, ranges: Sequence[Range], digests: Sequence[bytes], groups: np.ndarray, *, fraction: float | None, seed: int,
+    progress: Progress | None = None,
+) -> Split:  # fmt: skip
     """Divide the documents at `ranges` of `text` into training and validation.
 
     `digests` are hashes of the documents' content; `groups` (N,) gives near-duplicate documents the same number.
@@ -93,7 +95,8 @@ def split_documents(
     small_target = round(target * small_bytes / max(sum(sizes.values()), 1))
     candidates = _whole_documents(ranges, digests, groups, set(small_groups), small_target, seed)
     candidates += _sections(text, [ranges[number] for number in single], target - small_target, _mixed_seed(digests, seed))
-    counts = _passage_counts(text, ranges, candidates)
+    with Stage(progress, DIVIDING, sum(sizes.values())) as stage:
+        counts = _passage_counts(text, ranges, candidates, stage)
     chosen = _choose(text, candidates, counts, small_target)
     return _assemble(text, ranges, chosen, counts)
 
@@ -196,14 +199,14 @@ def _character_start(text: Text, place: int) -> int:
     return place - back
 
 
-def _passage_counts(text: Text, ranges: Sequence[Range], candidates: list[_Candidate]) -> Counter[bytes]:
+def _passage_counts(text: Text, ranges: Sequence[Range], candidates: list[_Candidate], stage: Stage) -> Counter[bytes]:
     wanted = {content for candidate in candidates for content in _own_passages(text, candidate)}
     if not wanted:
         return Counter()
-    return count_in(wanted, _together(text, ranges))
+    return count_in(wanted, _together(text, ranges, stage))
 
 
-def _together(text: Text, ranges: Sequence[Range]) -> Iterator[bytes]:
+def _together(text: Text, ranges: Sequence[Range], stage: Stage) -> Iterator[bytes]:
     """The documents, small ones many at a time with a blank line between them, large ones in windows."""
     batch: list[bytes] = []
     size = 0
@@ -213,6 +216,7 @@ def _together(text: Text, ranges: Sequence[Range]) -> Iterator[bytes]:
             size += high - low
             if size >= _WINDOW:
                 yield b"\n\n".join(batch)
+                stage.add(size)
                 batch, size = [], 0
     yield b"\n\n".join(batch)
 

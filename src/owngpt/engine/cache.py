@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from owngpt.errors import UsageError
+from owngpt.kernels.attention import attention_with_sinks
+from owngpt.model.attention import left_padding
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 
@@ -23,12 +25,21 @@ class CachedContext:
     """The attention context of generation: appends each call's keys and values, attends to all that came before.
 
     All rows have the same length: they begin as one prompt (``extend`` with one row) and are multiplied, reordered or
-    dropped by :meth:`select`. Buffers are allocated at the first call with its dtype and device, grow by doubling and
-    never exceed ``config.context_length`` tokens.
+    dropped by :meth:`select`; or they are padded on the left to one length, which ``attention_mask`` says. Buffers are
+    allocated at the first call with its dtype and device, grow by doubling and never exceed ``config.context_length`` tokens.
     """
 
-    def __init__(self, config: GPTConfig) -> None:
+    def __init__(self, config: GPTConfig, attention_mask: Tensor | None = None) -> None:
+        """
+        :param attention_mask: (B, T), 0 for the padding before the first tokens of each row and 1 from there on.
+        :raises UsageError: padding comes after a token.
+        """
         self._config = config
+        self._padding: Tensor | None = None  # (B,) int64
+        if attention_mask is not None and not bool(attention_mask.bool().all()):
+            self._padding = left_padding(attention_mask)
+            if not bool(attention_mask[:, -1].bool().all()):
+                raise UsageError("attention_mask ends in padding; a text that goes on is padded on the left")
         self._keys: list[Tensor] = []  # per layer (B, G, capacity, D)
         self._values: list[Tensor] = []
         self.length = 0
@@ -73,18 +84,26 @@ class CachedContext:
                 new = old.new_empty(len(rows), *old.shape[1:])
                 new[:, :, : self.length] = old[:, :, : self.length].index_select(0, rows.to(old.device))
                 buffers[layer] = new
+        if self._padding is not None:
+            self._padding = self._padding[rows.to(self._padding.device)]
 
     def positions(self, length: int) -> Tensor:
-        """(T,) int64: the absolute positions of the next ``length`` tokens, the same for every row."""
-        return torch.arange(self.length, self.length + length)
+        """(T,) int64: the absolute positions of the next ``length`` tokens, the same for every row; (B, T) behind padding."""
+        index = torch.arange(self.length, self.length + length)
+        if self._padding is None:
+            return index
+        return (index.to(self._padding.device) - self._padding[:, None]).clamp(min=0)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float) -> Tensor:
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float, sinks: Tensor | None = None
+    ) -> Tensor:
         """Scaled dot-product attention (arXiv 1706.03762, section 3.2.1) over the cache and this call's own tokens.
 
         :param query: (B, T, H, D); ``key`` and ``value``: (B, T, G, D), of the same dtype.
         :param window: latest tokens, itself included, that a token sees; 0 for all.
         :param scale: factor on the query-key products.
-        :returns: (B, T, H, D).
+        :param sinks: (H,) logits that join each softmax's denominator, or None.
+        :returns: (B, T, H, D), with sinks (B, T, H*D).
         """
         length = query.shape[1]
         end = self.length + length
@@ -93,18 +112,32 @@ class CachedContext:
         self._values[layer][:, :, self.length : end] = value.transpose(1, 2)
         first = max(0, self.length + 1 - window) if window else 0  # oldest key that any of these tokens sees
         keys, values = self._keys[layer][:, :, first:end], self._values[layer][:, :, first:end]
+        if sinks is not None:
+            visible = self._visible(first, end, window).to(query.device)
+            return attention_with_sinks(query, keys, values, sinks, visible=visible, scale=scale)
         if length == 1:
-            return _attend_one(query, keys, values, scale)
+            mask = None if self._padding is None else self._visible(first, end, window).to(query.device)
+            return _attend_one(query, keys, values, scale, mask)
         return self._attend_many(query, keys, values, first, window, scale)
 
     def _attend_many(self, query: Tensor, keys: Tensor, values: Tensor, first: int, window: int, scale: float) -> Tensor:
         length, end = query.shape[1], first + keys.shape[2]
-        plain = self.length == 0 and (window == 0 or window >= length)
-        mask = None if plain else _visible(torch.arange(self.length, end), torch.arange(first, end), window).to(query.device)
+        plain = self.length == 0 and self._padding is None and (window == 0 or window >= length)
+        mask = None if plain else self._visible(first, end, window).to(query.device)
         out = scaled_dot_product_attention(
             query.transpose(1, 2), keys, values, attn_mask=mask, is_causal=plain, scale=scale, enable_gqa=True
         )  # (B, H, T, D)
         return out.transpose(1, 2)
+
+    def _visible(self, first: int, end: int, window: int) -> Tensor:
+        """(1 or B, 1, T, S) bool: which keys, ``first`` to ``end`` - 1, each token of this call sees."""
+        queries, keys = torch.arange(self.length, end), torch.arange(first, end)
+        distance = queries[:, None] - keys
+        visible = (distance >= 0) & (distance < window) if window else distance >= 0
+        if self._padding is None:
+            return visible[None, None]
+        tokens = keys >= self._padding.to(keys.device)[:, None, None]  # (B, 1, S)
+        return ((visible & tokens) | (distance == 0))[:, None]  # padding sees itself: a softmax over nothing is not a number
 
     def _reserve(self, layer: int, key: Tensor, needed: int) -> None:
         """Make the buffers of one layer hold ``needed`` tokens."""
@@ -123,16 +156,11 @@ class CachedContext:
             buffers[layer] = new
 
 
-def _attend_one(query: Tensor, keys: Tensor, values: Tensor, scale: float) -> Tensor:
-    """One new token sees every key. The H/G query heads that share a key head go in as rows, so no key is repeated."""
+def _attend_one(query: Tensor, keys: Tensor, values: Tensor, scale: float, visible: Tensor | None) -> Tensor:
+    """One new token sees every key, or those that ``visible`` (B, 1, 1, S) has. The H/G query heads that share a key head go
+    in as rows, so no key is repeated."""
     rows, _, heads, size = query.shape
     groups = keys.shape[1]
     grouped = query.reshape(rows, groups, heads // groups, size)
-    return scaled_dot_product_attention(grouped, keys, values, scale=scale).reshape(rows, 1, heads, size)
-
-
-def _visible(queries: Tensor, keys: Tensor, window: int) -> Tensor:
-    """(T, S) bool: which key positions each query position may attend to."""
-    distance = queries[:, None] - keys[None, :]
-    visible = distance >= 0
-    return visible & (distance < window) if window else visible
+    out = scaled_dot_product_attention(grouped, keys, values, attn_mask=visible, scale=scale)
+    return out.reshape(rows, 1, heads, size)

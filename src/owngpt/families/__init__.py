@@ -4,25 +4,45 @@ from __future__ import annotations
 
 from owngpt.errors import ModelFolderError
 from owngpt.families.base import Family, TensorMap
+from owngpt.families.gemma3_text import Gemma3Text
 from owngpt.families.gpt2 import GPT2
 from owngpt.families.gpt_neo import GPTNeo
+from owngpt.families.gpt_neox import GPTNeoX
+from owngpt.families.gpt_oss import GPTOSS
+from owngpt.families.gptj import GPTJ
+from owngpt.families.llama import Llama
+from owngpt.families.mistral import Mistral
 from owngpt.families.openai_gpt import OpenAIGPT
+from owngpt.families.qwen2 import Qwen2
 from owngpt.families.qwen3 import Qwen3
 from owngpt.model.config import GPTConfig
 
 __all__ = ["FAMILIES", "Family", "TensorMap", "family_for", "family_named"]
 
-FAMILIES: tuple[Family, ...] = (Qwen3(), GPT2(), GPTNeo(), OpenAIGPT())
+FAMILIES: tuple[Family, ...] = (
+    Qwen3(),
+    Llama(),
+    Mistral(),
+    Qwen2(),
+    GPT2(),
+    GPTNeo(),
+    OpenAIGPT(),
+    GPTJ(),
+    GPTNeoX(),
+    Gemma3Text(),
+    GPTOSS(),
+)
 """In the order in which a configuration is offered to them."""
 
 
-def family_for(config: GPTConfig) -> Family:
+def family_for(config: GPTConfig, preferred: str | None = None) -> Family:
     """The first family that says this configuration exactly.
 
+    :param preferred: model_type of the family to ask first: several may fit, and a folder should stay what it was.
     :raises ModelFolderError: none does; the message says why not, for each.
     """
     reasons = []
-    for family in FAMILIES:
+    for family in sorted(FAMILIES, key=lambda family: family.model_type != preferred):
         misfits = family.misfits(config)
         if not misfits:
             return family

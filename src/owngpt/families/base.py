@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import torch
+from torch import Tensor
 
 from owngpt.errors import ModelFolderError
 from owngpt.model.config import Activation, GPTConfig
@@ -19,8 +22,8 @@ COMMON_FIELDS = frozenset((
     "num_labels", "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id",
     "prefix", "problem_type", "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict",
     "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss",
-    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers_version", "typical_p", "use_bfloat16",
-    "use_cache",
+    "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "transformers_version",
+    "typical_p", "use_bfloat16", "use_cache", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version",
 ))  # fmt: skip
 """Fields of any config.json that say nothing about what the model computes from its weights."""
 
@@ -44,15 +47,25 @@ LONGEST_CONTEXT = 1 << 24
 MOST_LAYERS = 10_000
 
 
+Order = Callable[[int], Tensor]
+"""From the size of a dimension to the permutation (size,) int64 with ours[i] = theirs[order[i]] along it."""
+
+
 @dataclass(frozen=True)
 class Part:
     """One of their tensors as a part of one of ours."""
 
     name: str
     rows: int
-    """How many rows of ours it makes."""
+    """How many of ours it makes along the first dimension."""
     scale: float = 1.0
     """Theirs = ours * scale."""
+    transposed: bool = False
+    """Theirs has the last two dimensions the other way round: (in, out) as GPT-1's and GPT-2's Conv1D, ours is (out, in)."""
+    order: Order | None = None
+    """How ours is arranged, where theirs is arranged otherwise. A permutation is exact: the round trip keeps every bit."""
+    dimension: int = 0
+    """The dimension of ours that ``order`` permutes; 1 for the rows of a stack of experts, (E, out, in) or (E, out)."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +76,31 @@ class TensorMap:
     parts: tuple[Part, ...]
     shape: tuple[int, ...]
     """Shape of ours."""
-    transposed: bool = False
-    """Theirs is stored (in, out), as GPT-1's and GPT-2's Conv1D does; ours is (out, in)."""
+
+    def our_shape(self, part: Part) -> tuple[int, ...]:
+        """Shape of what one of their tensors makes of ours."""
+        return (part.rows, *self.shape[1:])
 
     def their_shape(self, part: Part) -> tuple[int, ...]:
         """Shape of one of their tensors."""
-        shape = (part.rows, *self.shape[1:])
-        return shape[::-1] if self.transposed else shape
+        shape = self.our_shape(part)
+        return (*shape[:-2], shape[-1], shape[-2]) if part.transposed and len(shape) > 1 else shape
+
+    def to_ours(self, part: Part, theirs: Tensor) -> Tensor:
+        """What one of their tensors makes of ours; a view of it where nothing has to be computed."""
+        tensor = theirs.transpose(-1, -2) if part.transposed and theirs.dim() > 1 else theirs
+        tensor = tensor if part.scale == 1.0 else tensor / part.scale
+        if part.order is None:
+            return tensor
+        return tensor.index_select(part.dimension, part.order(tensor.shape[part.dimension]))
+
+    def to_theirs(self, part: Part, ours: Tensor) -> Tensor:
+        """The inverse of :meth:`to_ours`; scaled values are float32."""
+        if part.order is not None:
+            order = part.order(ours.shape[part.dimension])
+            ours = ours.index_select(part.dimension, torch.argsort(order).to(ours.device))
+        tensor = ours if part.scale == 1.0 else ours.float() * part.scale
+        return tensor.transpose(-1, -2) if part.transposed and tensor.dim() > 1 else tensor
 
 
 class Family(Protocol):
@@ -108,8 +139,12 @@ class ConfigReader:
     """Reads a config.json field by field and refuses what nobody read: nothing is silently ignored."""
 
     def __init__(self, values: Mapping[str, Any], model_type: str) -> None:
-        self._values, self._model_type = values, model_type
+        self._values, self.model_type = values, model_type
         self._seen: set[str] = set(COMMON_FIELDS)
+
+    def has(self, name: str) -> bool:
+        """Whether the field is there, even as null, which for some fields is not what an absent one means."""
+        return name in self._values
 
     def take(self, name: str, default: Any = None) -> Any:
         """The field's value, or the default where it is absent or null."""
@@ -174,19 +209,21 @@ class ConfigReader:
         unknown = sorted(name for name in set(self._values) - self._seen if self._values[name] is not None)
         if unknown:
             raise ModelFolderError(
-                f"config.json of this {self._model_type} model has fields that are not implemented: {', '.join(unknown)}; "
+                f"config.json of this {self.model_type} model has fields that are not implemented: {', '.join(unknown)}; "
                 "remove them only if you know that they change nothing"
             )
 
     def error(self, name: str, value: Any, wanted: str) -> ModelFolderError:
         """The error for a field that is wrong."""
         found = "is missing" if value is None else f"is {value!r}"
-        return ModelFolderError(f"config.json of this {self._model_type} model: {name} {found}; it must be {wanted}")
+        return ModelFolderError(f"config.json of this {self.model_type} model: {name} {found}; it must be {wanted}")
 
 
-def one(ours: str, theirs: str, *shape: int, transposed: bool = False) -> TensorMap:
-    """A tensor that both sides store whole."""
-    return TensorMap(ours, (Part(theirs, shape[0]),), shape, transposed)
+def one(
+    ours: str, theirs: str, *shape: int, transposed: bool = False, order: Order | None = None, dimension: int = 0
+) -> TensorMap:
+    """A tensor that both sides store whole; the rest as in :class:`Part`."""
+    return TensorMap(ours, (Part(theirs, shape[0], transposed=transposed, order=order, dimension=dimension),), shape)
 
 
 def differences(config: GPTConfig, **wanted: Any) -> list[str]:

@@ -103,6 +103,11 @@ CLASSIC: dict[str, Any] = {
     "attention_output_bias": True,
     "mlp_bias": True,
     "query_key_norm": False,
+    "parallel_residual": False,
+    "attention_sinks": False,
+    "embedding_scale": 1.0,
+    "output_head_bias": False,
+    "experts": 0,
 }
 """What GPT-2 always is; GPT-1 and GPT-Neo differ from it in one field each."""
 

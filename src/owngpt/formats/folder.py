@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 
 from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, sync_file, sync_folder
 from owngpt.errors import ModelFolderError, UsageError
-from owngpt.families import family_for, family_named
-from owngpt.formats.weights import INDEX_FILE, WEIGHTS_FILE, TensorFiles, export_state, load_state
+from owngpt.families import Family, family_for, family_named
+from owngpt.formats.tensor_files import INDEX_FILE, WEIGHTS_FILE, TensorFiles
+from owngpt.formats.weights import export_state, load_state, stored_dtype
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
-from owngpt.text.tokenizer import TEMPLATE_FILE, Tokenizer
+from owngpt.text.templates import TEMPLATE_FILE, TEMPLATE_FOLDER
+from owngpt.text.tokenizer import Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -36,12 +38,14 @@ def save_model(
     card: str | None = None,
     generation: Mapping[str, Any] | None = None,
     dtype: str = "float32",
+    family: str | None = None,
 ) -> list[Path]:
     """Write a model folder. At any instant each file in it is the old one or the new one, whole.
 
     :param card: text of README.md; see :mod:`owngpt.formats.card`.
     :param generation: fields for generation_config.json beside the ids of the special tokens, such as temperature.
     :param dtype: float32, bfloat16 or float16.
+    :param family: model_type of the layout to write where several hold this model; by default the first that does.
     :returns: the files written.
     :raises ModelFolderError: no layout says this model exactly, or the tokenizer has more ids than the model.
     :raises StorageError: the disk is full, read-only or not ours; what was there is untouched.
@@ -54,12 +58,12 @@ def save_model(
             f"the tokenizer has {tokenizer.vocab_size} ids, the model only {model.config.vocab_size} embeddings; "
             "save the model with the tokenizer that it was trained with"
         )
-    family = family_for(model.config)
-    tensors = export_state(model.state_dict(), family, model.config, DTYPES[dtype])
+    layout = family_for(model.config, family)
+    tensors = export_state(model.state_dict(), layout, model.config, DTYPES[dtype])
     ids = _token_ids(tokenizer)
     texts = {
         GENERATION_FILE: _json({**ids, **(generation or {})}),
-        CONFIG_FILE: _json({**family.from_config(model.config), **ids, "dtype": dtype}),
+        CONFIG_FILE: _json({**layout.from_config(model.config), **ids, "dtype": dtype}),
         **({CARD_FILE: card} if card is not None else {}),
     }
     make_folder(folder)
@@ -79,23 +83,27 @@ def save_model(
 
 def _publish(staging: Path, folder: Path) -> list[Path]:
     """Move finished files to where they belong, config.json last: with it the folder is a model."""
-    names = sorted((file.name for file in staging.iterdir()), key=lambda name: (name == CONFIG_FILE, name))
+    files = (file.relative_to(staging).as_posix() for file in staging.rglob("*") if file.is_file())
+    names = sorted(files, key=lambda name: (name == CONFIG_FILE, name))
     mode = (staging / CONFIG_FILE).stat().st_mode  # as the person's umask has it; safetensors makes its file private
     for name in names:
         os.chmod(staging / name, mode)
         sync_file(staging / name)
     for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
         os.replace(staging / name, folder / name)
-    for stale in {TEMPLATE_FILE, INDEX_FILE} - set(names):  # of an earlier model in this folder
+    templates = {f"{TEMPLATE_FOLDER}/{file.name}" for file in (folder / TEMPLATE_FOLDER).glob("*.jinja")}
+    for stale in {TEMPLATE_FILE, INDEX_FILE, *templates} - set(names):  # of an earlier model in this folder
         (folder / stale).unlink(missing_ok=True)
     sync_folder(folder)
     return [folder / name for name in names]
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
+def load_model(folder: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer]:
     """Open a model folder, ours or of a family that we know.
 
-    :param dtype: of the parameters in memory, whatever the file holds.
+    :param dtype: of the parameters in memory, whatever the file holds; None leaves them as most of them are stored, and in
+        the mapped file where that is possible.
     :returns: the model, on the CPU and in evaluation mode, and its tokenizer.
     :raises ModelFolderError: something is missing, left over, of another shape or not implemented; it is named.
     """
@@ -110,26 +118,26 @@ def load_model(folder: str | Path, *, dtype: torch.dtype = torch.float32) -> tup
     return load_weights(folder, config, dtype=dtype), tokenizer
 
 
-def load_weights(folder: Path, config: GPTConfig, *, dtype: torch.dtype = torch.float32) -> GPT:
+def load_weights(folder: Path, config: GPTConfig, *, dtype: torch.dtype | None = torch.float32) -> GPT:
     """The model of a folder whose config has been read; without its tokenizer."""
-    family = family_named(_read_config(folder)["model_type"])
-    with TensorFiles(folder) as files:
-        state = load_state(files, family, config, dtype)
-    with _NothingDrawn():
+    files = TensorFiles(folder)
+    return assembled(config, load_state(files, load_family(folder), config, dtype or stored_dtype(files)))
+
+
+def assembled(config: GPTConfig, state: Mapping[str, Tensor]) -> GPT:
+    """A model in evaluation mode whose parameters are these very tensors; nothing is allocated or drawn for it."""
+    with torch.device("meta"):
         model = GPT(config)
-    model.load_state_dict(state, strict=True, assign=True)  # the parameters become the tensors of the file
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval()
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Skips random initialisation: memory that is not written to before the file's tensors take its place costs nothing."""
+def load_family(folder: str | Path) -> Family:
+    """The layout of a model folder.
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if func in (torch.Tensor.normal_, torch.nn.init.normal_):
-            return args[0] if args else (kwargs or {})["tensor"]
-        return func(*args, **(kwargs or {}))
+    :raises ModelFolderError: config.json is missing or damaged, or names a layout that is not implemented.
+    """
+    return family_named(_read_config(Path(folder))["model_type"])
 
 
 def load_config(folder: str | Path) -> GPTConfig:

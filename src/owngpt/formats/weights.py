@@ -2,162 +2,134 @@
 
 from __future__ import annotations
 
-import json
+import math
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
-import safetensors
 import torch
 from torch import Tensor
 
 from owngpt.errors import ModelFolderError
 from owngpt.families import Family
 from owngpt.families.base import Part, TensorMap
+from owngpt.formats.mxfp4 import unpacked
 from owngpt.model.config import GPTConfig
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-TIED_HEADS = ("lm_head.weight",)
+TIED_HEADS = ("lm_head.weight", "embed_out.weight")
 """Older files repeat a tied head under this name."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMED_IN_ERRORS = 5
 
 
-class TensorFiles:
-    """The tensors of a folder, memory-mapped: shapes are known at once, bytes are read on first touch."""
+class TensorSource(Protocol):
+    """Where tensors come from, by the names and in the orientation of the Hugging Face world."""
 
-    def __init__(self, folder: Path) -> None:
-        """
-        :raises ModelFolderError: there are no weights, or a file is damaged.
-        """
-        self.folder = folder
-        self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
-        self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, str] = {}
-        try:
-            for file in _weight_files(folder):
-                self._open(file)
-        except BaseException:
-            self._stack.close()
-            raise
+    @property
+    def path(self) -> Path:
+        """The folder or file, for messages."""
 
-    def __enter__(self) -> TensorFiles:
-        return self
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of every tensor there is."""
 
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def _open(self, file: Path) -> None:
-        try:
-            handle = self._stack.enter_context(safetensors.safe_open(file, framework="pt"))
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ModelFolderError(f"{file} is missing, damaged or not safetensors ({error}); copy the folder again") from error
-        for name in handle.keys():  # noqa: SIM118 - not a dict
-            view = handle.get_slice(name)
-            if name in self.shapes:
-                raise ModelFolderError(f"{file}: {name} is stored twice in this folder")
-            self._handles[name] = handle
-            self.shapes[name] = tuple(view.get_shape())
-            self.dtypes[name] = view.get_dtype()
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """As safetensors spells the element types that :meth:`read` gives: "F32", "F16", "BF16", …"""
 
     def read(self, name: str) -> Tensor:
-        """A tensor as it is stored."""
-        tensor: Tensor = self._handles[name].get_tensor(name)
-        return tensor
+        """A tensor of that name, on the CPU; it may be a view of a mapped file."""
+        ...
 
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS_FILE).is_file():
-        return [folder / WEIGHTS_FILE]
-    index = folder / INDEX_FILE
-    if index.is_file():
-        return _shards(folder, index)
-    pickled = sorted(file.name for file in folder.glob("*.bin"))
-    if pickled:
-        raise ModelFolderError(
-            f"{folder} has its weights in {pickled[0]}, a pickle, which can run any program when it is opened and is not "
-            "read; open it with transformers where you trust it and save it again with save_pretrained(), which writes "
-            f"{WEIGHTS_FILE}"
-        )
-    raise ModelFolderError(f"{folder} has no {WEIGHTS_FILE}; name a model folder")
-
-
-def _shards(folder: Path, index: Path) -> list[Path]:
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelFolderError(f"{index} is not an index of weights; copy the folder again") from error
-    for name in names:
-        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
-            raise ModelFolderError(f"{index} names {name!r}, which is not a safetensors file of this folder")
-    return [folder / name for name in sorted(names)]
+    def release(self, name: str) -> None:
+        """Nobody needs what :meth:`read` gave for this name any more: its memory may go."""
+        ...
 
 
 # In
 
 
-def load_state(files: TensorFiles, family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor of ours, from theirs.
+def load_state(source: TensorSource, family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every tensor of ours, from theirs. What needs no change stays where it lies, in the mapped file.
 
     :param dtype: what the tensors are turned into.
     :raises ModelFolderError: tensors are missing, left over or of another shape; they are named.
     """
-    names = _spelled_as_stored(files, family)
-    maps = _checked_maps(files, family, config, names)
-    return {entry.ours: _joined(files, entry, names).to(dtype) for entry in maps}
+    source = unpacked(source)
+    names = _spelled_as_stored(source, family)
+    maps = _checked_maps(source, family, config, names)
+    return {entry.ours: _loaded(source, entry, names, dtype) for entry in maps}
 
 
-def _spelled_as_stored(files: TensorFiles, family: Family) -> dict[str, str]:
+def stored_dtype(source: TensorSource) -> torch.dtype:
+    """What most of the values are stored as: bfloat16, float16, else float32."""
+    counts: dict[str, int] = {}
+    for name, shape in source.shapes.items():
+        counts[source.dtypes[name]] = counts.get(source.dtypes[name], 0) + math.prod(shape)
+    most = max(counts, key=lambda name: counts[name], default="F32")
+    return {"BF16": torch.bfloat16, "F16": torch.float16}.get(most, torch.float32)
+
+
+def _spelled_as_stored(source: TensorSource, family: Family) -> dict[str, str]:
     """Full name → name in the files, which may lack the family's prefix."""
-    head = ("lm_head.", family.prefix)
-    names = {name if name.startswith(head) else family.prefix + name: name for name in files.shapes}
-    if len(names) < len(files.shapes):
-        twice = sorted(set(files.shapes) - set(names.values()))
-        raise ModelFolderError(f"{files.folder}: tensors stored twice, with and without {family.prefix}: {_listed(twice)}")
+    head = ("lm_head.", "embed_out.", family.prefix)
+    names = {name if name.startswith(head) else family.prefix + name: name for name in source.shapes}
+    if len(names) < len(source.shapes):
+        twice = sorted(set(source.shapes) - set(names.values()))
+        raise ModelFolderError(f"{source.path}: tensors stored twice, with and without {family.prefix}: {_listed(twice)}")
     return names
 
 
-def _checked_maps(files: TensorFiles, family: Family, config: GPTConfig, names: Mapping[str, str]) -> list[TensorMap]:
+def _checked_maps(source: TensorSource, family: Family, config: GPTConfig, names: Mapping[str, str]) -> list[TensorMap]:
     if config.layers > len(names):  # before anything is built for a number of layers that a config only claims
-        raise ModelFolderError(f"{files.folder}: config.json has {config.layers} layers, the weights have {len(names)} tensors")
+        raise ModelFolderError(f"{source.path}: config.json has {config.layers} layers, the weights have {len(names)} tensors")
     maps = family.tensors(config)
     wanted = {part.name: entry.their_shape(part) for entry in maps for part in entry.parts}
     missing = [name for name in wanted if name not in names]
     tied = [name for name in TIED_HEADS if config.tie_embeddings and name in names]
     extra = [name for name in names if name not in wanted and name not in tied and not re.search(family.derived, name)]
     wrong = [
-        f"{name} {_shape(files.shapes[names[name]])} instead of {_shape(shape)}"
+        f"{name} {_shape(source.shapes[names[name]])} instead of {_shape(shape)}"
         for name, shape in wanted.items()
-        if name in names and files.shapes[names[name]] != shape
+        if name in names and source.shapes[names[name]] != shape
     ]
     present = [name for name in wanted if name in names]
-    integers = [f"{name} {files.dtypes[names[name]]}" for name in present if files.dtypes[names[name]] not in FLOATING]
+    integers = [f"{name} {source.dtypes[names[name]]}" for name in present if source.dtypes[names[name]] not in FLOATING]
     for what, found in (
         ("missing", missing), ("not part of the model", extra), ("of a wrong shape", wrong), ("not of floating point", integers),
     ):  # fmt: skip
         if found:
-            raise ModelFolderError(f"{files.folder}: tensors {what} for its config.json ({family.model_type}): {_listed(found)}")
+            raise ModelFolderError(f"{source.path}: tensors {what} for its config.json ({family.model_type}): {_listed(found)}")
     for name in tied:
-        embedding = names[maps[0].parts[0].name]
-        if not torch.equal(files.read(names[name]), files.read(embedding)):
-            raise ModelFolderError(
-                f"{files.folder}: config.json ties {name} to the embedding, but the file holds another one; "
-                "set tie_word_embeddings to false"
-            )
+        _check_tied(source, names[name], names[maps[0].parts[0].name])
     return maps
 
 
-def _joined(files: TensorFiles, entry: TensorMap, names: Mapping[str, str]) -> Tensor:
-    parts = []
-    for part in entry.parts:
-        tensor = files.read(names[part.name])
-        tensor = tensor.t() if entry.transposed and tensor.dim() == 2 else tensor
-        parts.append(tensor if part.scale == 1.0 else tensor / part.scale)
-    return parts[0].contiguous() if len(parts) == 1 else torch.cat(parts)
+def _check_tied(source: TensorSource, head: str, embedding: str) -> None:
+    """Some files repeat a tied head; another one would be ignored silently."""
+    same = torch.equal(source.read(head), source.read(embedding))
+    source.release(head)
+    if not same:
+        raise ModelFolderError(
+            f"{source.path}: config.json ties {head} to the embedding, but the file holds another one; "
+            "set tie_word_embeddings to false"
+        )
+
+
+def _loaded(source: TensorSource, entry: TensorMap, names: Mapping[str, str], dtype: torch.dtype) -> Tensor:
+    """One tensor of ours. A part that is copied is let go of at once, so that no more than one part is held twice."""
+    if len(entry.parts) == 1:
+        stored = source.read(names[entry.parts[0].name])
+        whole = entry.to_ours(entry.parts[0], stored)
+        if whole.dtype == dtype and whole.is_contiguous():
+            return whole
+        del stored, whole
+    target = torch.empty(entry.shape, dtype=dtype)
+    for part, rows in zip(entry.parts, target.split([part.rows for part in entry.parts]), strict=True):
+        rows.copy_(entry.to_ours(part, source.read(names[part.name])))
+        source.release(names[part.name])
+    return target
 
 
 # Out
@@ -177,12 +149,9 @@ def _exported(state: Mapping[str, Tensor], family: Family, config: GPTConfig, dt
 
 
 def _one_exported(entry: TensorMap, part: Part, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    if part.scale != 1.0:
-        rows = rows.float() * part.scale
-    rows = rows.to(device="cpu", dtype=dtype)
-    rows = rows.t() if entry.transposed and rows.dim() == 2 else rows
+    theirs = entry.to_theirs(part, rows).to(device="cpu", dtype=dtype)
     # A copy of the part alone: safetensors refuses tensors that share memory.
-    return rows.clone(memory_format=torch.contiguous_format)
+    return theirs.clone(memory_format=torch.contiguous_format)
 
 
 def _shape(shape: tuple[int, ...]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import pad
 
 from owngpt.kernels import library
 from owngpt.kernels.rotary import _rows
@@ -28,7 +29,7 @@ def causal_attention(
     on_tiles = library.available(query) and library.has_tiles() and size % 32 == 0 and size <= 256 and not dropout
     if on_tiles and time <= LONGEST_ON_TILES:
         return _TileAttention.apply(query, key, value, starts, window, scale)  # type: ignore[no-any-return]
-    mask = _mask(time, starts, window, query.device) if starts is not None or 0 < window < time else None
+    mask = visible_keys(time, starts, window, query.device) if starts is not None or 0 < window < time else None
     out = functional.scaled_dot_product_attention(
         query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2),
         attn_mask=mask, is_causal=mask is None, dropout_p=dropout, scale=scale, enable_gqa=heads != key.shape[2],
@@ -36,8 +37,29 @@ def causal_attention(
     return out.transpose(1, 2).reshape(batch, time, heads * size)
 
 
-def _mask(time: int, starts: Tensor | None, window: int, device: torch.device) -> Tensor:
-    """(1 or B, 1, T, T), true where visible."""
+def attention_with_sinks(
+    query: Tensor, keys: Tensor, values: Tensor, sinks: Tensor, *, visible: Tensor, scale: float, dropout: float = 0.0
+) -> Tensor:
+    """Attention whose softmax has one more logit in its denominator, learned for each query head (arXiv 2309.17453).
+
+    ``query``: (B, T, H, D); ``keys``, ``values``: (B, G, S, D); ``sinks``: (H,); ``visible``: (1 or B, 1, T, S) bool. Returns
+    (B, T, H*D). The logit is the product of one further element of each query with the one key that has it, whose value
+    is 0: so it runs in the fused attention and has a gradient.
+    """
+    batch, time, heads, _ = query.shape
+    logit = (sinks / scale).to(query.dtype)[None, :, None, None].expand(batch, heads, time, 1)
+    queries = torch.cat((query.transpose(1, 2), logit), dim=-1)
+    keys, values = pad(keys, (0, 1, 1, 0)), pad(values, (0, 1, 1, 0))
+    keys[:, :, 0, -1] = 1.0
+    out = functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=pad(visible, (1, 0), value=True), dropout_p=dropout, scale=scale,
+        enable_gqa=heads != keys.shape[1],
+    )  # fmt: skip
+    return out[..., :-1].transpose(1, 2).reshape(batch, time, -1)
+
+
+def visible_keys(time: int, starts: Tensor | None, window: int, device: torch.device) -> Tensor:
+    """(1 or B, 1, T, T), true where visible; see :func:`causal_attention`."""
     index = torch.arange(time, device=device)
     first = index * 0 if not window else (index - window + 1).clamp(min=0)
     first = first[None] if starts is None else torch.maximum(first, starts.to(device))

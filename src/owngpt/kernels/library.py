@@ -35,8 +35,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "adamw": (_P, _P, _P, _P, _P, _P, _L, _F, _F, _F, _F, _F, _F, _F, _F, _I),
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
+    "run_steps": (_P, _L, _I),
 }
-ON_TILES = ("attention", "attention_backward", "product", "orthogonalise")
+ON_TILES = ("attention", "attention_backward", "product", "orthogonalise", "run_steps")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 
@@ -87,3 +88,11 @@ def status() -> dict[str, Any]:
     """For ``owngpt doctor``: what runs, and why."""
     library, reason = build.load()
     return {"compiled": library is not None, "attention": has_tiles(), "reason": reason}
+
+
+def run_steps(steps: bytes, count: int) -> None:
+    """Run a tape: ``count`` steps of 24 words each, see source/steps.h. Raises MemoryError like :func:`call`."""
+    table = functions()
+    assert table is not None
+    status = table["run_steps"](steps, count, torch.get_num_threads())
+    assert status == 0, "a tape names a step that the library does not have"

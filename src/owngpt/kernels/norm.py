@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from owngpt.kernels import library
+from owngpt.kernels import library, tape
 from owngpt.kernels.dropout import Dropout
 
 
@@ -20,6 +20,8 @@ def add_rms_norm(
     ``x``, ``update``: (..., C). ``weight``: (C,) float32. Returns (sum, normed), both like ``x``;
     normed = sum / sqrt(mean(sum²) + epsilon) * weight.
     """
+    if tape.recording() is not None:
+        return _recorded(x, update, weight, None, epsilon)
     if library.available(x):
         return _AddRMSNorm.apply(x.contiguous(), None if update is None else update.contiguous(), weight, epsilon, dropout)  # type: ignore[no-any-return]
     if update is not None:
@@ -33,12 +35,24 @@ def add_layer_norm(
     x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float, dropout: Dropout | None = None
 ) -> tuple[Tensor, Tensor]:
     """Like :func:`add_rms_norm` with LayerNorm: normed = (sum - mean) / sqrt(variance + epsilon) * weight + bias."""
+    if tape.recording() is not None:
+        return _recorded(x, update, weight, bias, epsilon)
     if library.available(x) and dropout is None:
         update = None if update is None else update.contiguous()
         return _AddLayerNorm.apply(x.contiguous(), update, weight, bias, epsilon)  # type: ignore[no-any-return]
     if update is not None:
         x = x + (dropout(update) if dropout else update)
     return x, functional.layer_norm(x, (x.shape[-1],), weight.to(x.dtype), bias.to(x.dtype), epsilon)
+
+
+def _recorded(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
+    active = tape.recording()
+    assert active is not None and weight.dtype == torch.float32
+    normed = active.empty(*x.shape)
+    summed = x if update is None else active.empty(*x.shape)
+    width = x.shape[-1]
+    active.step("norm", x, update, weight, bias, summed, normed, x.numel() // width, width, float(epsilon))
+    return summed, normed
 
 
 def _dropout_arguments(dropout: Dropout | None) -> tuple[int, float, int]:

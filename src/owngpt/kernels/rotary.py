@@ -8,7 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owngpt.kernels import library
+from owngpt.kernels import library, tape
+
+
+LARGEST_RECORDED = 1024
+"""Elements of a head that the step takes."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +51,37 @@ def split_heads(
     ``query_weight``, ``key_weight``: (D,) weights of the RMSNorm over each head, or None. The rotation uses the half-split
     layout: element i turns with element i + R/2.
     """
+    if tape.recording() is not None:
+        return _recorded(projected, layout, rotation, query_weight, key_weight, epsilon)
     if query_weight is None and rotation.cosines.shape[1] == 0:
         return _PlainSplit.apply(projected, layout)  # type: ignore[no-any-return]
     if library.available(projected) and layout.size <= 512:
         return _SplitHeads.apply(projected.contiguous(), layout, rotation, query_weight, key_weight, epsilon)  # type: ignore[no-any-return]
     query, key, value = _split(projected, layout)
     return _turn(_head_norm(query, query_weight, epsilon), rotation), _turn(_head_norm(key, key_weight, epsilon), rotation), value
+
+
+def _recorded(
+    projected: Tensor,
+    layout: HeadLayout,
+    rotation: Rotation,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    epsilon: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    query, key, value = _split(projected, layout)
+    half = rotation.cosines.shape[1]
+    if query_weight is None and not half:
+        return query, key, value
+    active = tape.recording()
+    assert active is not None and layout.size <= LARGEST_RECORDED
+    batch, time = projected.shape[:2]
+    rotated = active.empty(batch, time, layout.heads + layout.groups, layout.size)
+    active.step(
+        "rotate", projected, query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rotated, batch * time,
+        layout.heads, layout.groups, layout.size, half, float(epsilon),
+    )  # fmt: skip
+    return rotated[:, :, : layout.heads], rotated[:, :, layout.heads :], value
 
 
 def _split(projected: Tensor, layout: HeadLayout) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,22 +6,25 @@ Shape letters: B batch, T time (tokens), C hidden size, H query heads, G key-val
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from owngpt.errors import UsageError
+from owngpt.kernels import tape
+from owngpt.kernels.add import add
 from owngpt.kernels.dropout import Dropout, seed_of
 from owngpt.kernels.loss import linear_cross_entropy
 from owngpt.kernels.rotary import Rotation
-from owngpt.model.attention import Attention, AttentionContext, CausalContext
+from owngpt.model.attention import Attention, AttentionContext, CausalContext, PaddedContext
 from owngpt.model.config import GPTConfig
+from owngpt.model.embedding import Embedding
+from owngpt.model.experts import Experts
 from owngpt.model.linear import Linear
 from owngpt.model.mlp import MLP
 from owngpt.model.norm import make_norm
-from owngpt.model.rotary import rotary_tables
+from owngpt.model.rotary import RotaryTables
 
 
 class DropoutSource:
@@ -49,9 +52,12 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm = make_norm(config)
         self.attention = Attention(config, layer)
-        self.mlp_norm = make_norm(config)
-        self.mlp = MLP(config)
-        self.post_norm = config.norm_placement == "post"
+        self.mlp_norm = None if config.shared_norm else make_norm(config)
+        self.mlp = Experts(config) if config.experts else MLP(config)
+        sandwich = config.norm_placement == "sandwich"
+        self.attention_output_norm = make_norm(config) if sandwich else None
+        self.mlp_output_norm = make_norm(config) if sandwich else None
+        self.post_norm, self.parallel = config.norm_placement == "post", config.parallel_residual
 
     def forward(
         self, x: Tensor, update: Tensor | None, rotation: Rotation, context: AttentionContext, dropout: DropoutSource
@@ -60,11 +66,32 @@ class Block(nn.Module):
         if self.post_norm:
             return self._post(x, rotation, context, dropout), None
         x, normed = self.attention_norm(x, update, dropout.next(self.training) if update is not None else None)
-        x, normed = self.mlp_norm(x, self.attention(normed, rotation, context), dropout.next(self.training))
-        return x, self.mlp(normed)
+        if self.parallel:
+            return self._parallel(x, normed, rotation, context, dropout), None
+        assert self.mlp_norm is not None
+        x, normed = self.mlp_norm(x, self._attended(normed, rotation, context), dropout.next(self.training))
+        update = self.mlp(normed)
+        return x, update if self.mlp_output_norm is None else self.mlp_output_norm(update)[1]
+
+    def _attended(self, normed: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
+        update: Tensor = self.attention(normed, rotation, context)
+        return update if self.attention_output_norm is None else self.attention_output_norm(update)[1]
+
+    def _parallel(
+        self, x: Tensor, normed: Tensor, rotation: Rotation, context: AttentionContext, dropout: DropoutSource
+    ) -> Tensor:
+        """GPT-J and GPT-NeoX: neither sub-layer sees the other's output."""
+        for update in (
+            self.attention(normed, rotation, context),
+            self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x)[1]),
+        ):
+            drop = dropout.next(self.training)
+            x = add(x, drop(update) if drop else update)
+        return x
 
     def _post(self, x: Tensor, rotation: Rotation, context: AttentionContext, dropout: DropoutSource) -> Tensor:
         """GPT-1: the norm follows the sum."""
+        assert self.mlp_norm is not None
         _, x = self.attention_norm(x, self.attention(x, rotation, context), dropout.next(self.training))
         _, x = self.mlp_norm(x, self.mlp(x), dropout.next(self.training))
         return x
@@ -77,38 +104,30 @@ class GPT(nn.Module):
     untied head scaled by 1/20, so that every token starts out equally likely; all drawn from ``generator`` alone.
     """
 
-    cosines: Tensor
-    sines: Tensor
-
     def __init__(self, config: GPTConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embedding = (
-            nn.Embedding(config.context_length, config.hidden_size) if config.positions == "learned" else None
-        )
+        self.embedding = Embedding(config.vocab_size, config.hidden_size, config.embedding_scale)
+        learned = config.positions == "learned"
+        self.position_embedding = Embedding(config.context_length, config.hidden_size) if learned else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
-        self.final_norm = make_norm(config) if config.norm_placement == "pre" else None
+        self.final_norm = None if config.norm_placement == "post" else make_norm(config)
         self.output_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, False)
+        self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_head_bias else None
         self.dropout = DropoutSource(config.dropout)
         size = config.rotary_size if config.positions == "rotary" else 0
-        cosines, sines = rotary_tables(config.context_length, size, config.rotary_base)
-        self.register_buffer("cosines", cosines, persistent=False)
-        self.register_buffer("sines", sines, persistent=False)
+        self.rotary = RotaryTables(size, config.rotary_base, config.rotary_scaling, config.context_length)
+        local = config.local_rotary_base
+        self.local_rotary = self.rotary if local is None else RotaryTables(size, local, None, config.context_length)
         self._initialise(generator)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GPT:
-        """Move or convert the parameters; the rotary tables go along but stay float32, as the kernels read them."""
-        super()._apply(fn, recurse)
-        tables = rotary_tables(self.cosines.shape[0], 2 * self.cosines.shape[1], self.config.rotary_base)
-        self.cosines, self.sines = (table.to(self.cosines.device) for table in tables)
-        return self
 
     @torch.no_grad()
     def _initialise(self, generator: torch.Generator | None) -> None:
+        if self.embedding.weight.is_meta:  # a shape that a file's tensors will fill
+            return
         deviation = self.config.initializer_range
         for name, parameter in self.named_parameters():
-            if parameter.dim() < 2:
+            if parameter.dim() < 2 or name.endswith("bias"):
                 continue
             scale = 1 / math.sqrt(2 * self.config.layers) if name.endswith(("output.weight", "down.weight")) else 1.0
             scale = 1 / 20 if name == "output_head.weight" else scale
@@ -125,40 +144,71 @@ class GPT(nn.Module):
         Raises UsageError when a position lies beyond the context length.
         """
         context = context or CausalContext(dropout=self.config.attention_dropout if self.training else 0.0)
-        positions = self._checked(context.positions(token_ids.shape[1]).to(token_ids.device))
-        rotation = Rotation(self.cosines, self.sines, positions.expand(token_ids.shape).reshape(-1).to(torch.int32).contiguous())
-        x = functional.embedding(token_ids, self.embedding.weight)
-        if self.position_embedding is not None:
-            x = x + self.position_embedding(positions)
-        dropout = self.dropout.next(self.training)
-        x = dropout(x) if dropout else x
+        positions = context.positions(token_ids.shape[1])
+        rotation, local_rotation = self._rotations(positions, token_ids)
+        x = self._embedded(token_ids, positions)
         update = None
-        for block in self.blocks:
-            x, update = block(x, update, rotation, context, self.dropout)
+        for layer, block in enumerate(self.blocks):
+            turn = local_rotation if self.config.window(layer) else rotation
+            x, update = block(x, update, turn, context, self.dropout)
         if self.final_norm is None:
             return x
-        return self.final_norm(x, update, self.dropout.next(self.training))[1]  # type: ignore[no-any-return]
+        return self.final_norm(x, update, self.dropout.next(self.training) if update is not None else None)[1]  # type: ignore[no-any-return]
 
-    def _checked(self, positions: Tensor) -> Tensor:
-        last = int(positions.max()) if positions.device.type == "cpu" else -1
-        if last >= self.config.context_length:
-            limit = self.config.context_length
+    def _embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
+        """(B, T) ids and their positions → (B, T, C)"""
+        x = self.embedding(token_ids)
+        if self.position_embedding is not None:
+            x = add(x, self.position_embedding(positions.to(x.device)).expand_as(x))
+        dropout = self.dropout.next(self.training)
+        return dropout(x) if dropout else x
+
+    def _rotations(self, positions: Tensor, token_ids: Tensor) -> tuple[Rotation, Rotation]:
+        """How layers without a window turn their heads, and how those with one do."""
+        if tape.recording() is not None:  # positions are an address here; who records has checked them
+            length, device, index = self.config.context_length, token_ids.device, positions.view(-1)
+        else:
+            length, device = self._reach(positions), token_ids.device
+            index = positions.to(device).expand(token_ids.shape).reshape(-1).to(torch.int32).contiguous()
+        with torch.inference_mode(False):  # tables made while scoring must serve a later training step
+            rotation = Rotation(*self.rotary.reach(length, device), index)
+            if self.local_rotary is self.rotary:
+                return rotation, rotation
+            return rotation, Rotation(*self.local_rotary.reach(length, device), index)
+
+    def _reach(self, positions: Tensor) -> int:
+        """Tokens up to the last position.
+
+        :raises UsageError: beyond the context length.
+        """
+        length, limit = int(positions.max()) + 1, self.config.context_length
+        if length > limit:
             raise UsageError(
-                f"position {last} lies beyond the model's context_length {limit}; shorten the text to {limit} tokens"
+                f"position {length - 1} lies beyond the model's context_length {limit}; shorten the text to {limit} tokens"
             )
-        return positions
+        return length
 
     def head(self, hidden: Tensor) -> Tensor:
         """(..., C) → logits (..., V) float32."""
-        if self.output_head is not None:
-            return self.output_head(hidden).float()  # type: ignore[no-any-return]
-        return functional.linear(hidden, self.embedding.weight).float()
+        logits: Tensor = (self.embedding.project(hidden) if self.output_head is None else self.output_head(hidden)).float()
+        return logits if self.head_bias is None else logits + self.head_bias.float()
 
-    def logits(self, token_ids: Tensor, context: AttentionContext | None = None) -> Tensor:
-        """(B, T) int64 → (B, T, V) float32."""
+    def logits(
+        self, token_ids: Tensor, context: AttentionContext | None = None, *, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """(B, T) int64 → (B, T, V) float32.
+
+        :param attention_mask: (B, T), 0 for padding, where no context is given; see :class:`PaddedContext`.
+        """
+        if attention_mask is not None:
+            assert context is None, "a context brings its own mask"
+            context = PaddedContext(attention_mask)
         return self.head(self(token_ids, context))
 
     def loss(self, token_ids: Tensor, targets: Tensor, context: AttentionContext | None = None, *, scale: float = 1.0) -> Tensor:
         """scale * sum of the cross-entropies, in nats, of targets (B, T) int64; negative targets do not count. Float32 scalar."""
-        hidden = self(token_ids, context)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.head_weight, targets.flatten(), scale=scale)
+        hidden, weight = self(token_ids, context).flatten(0, 1), self.head_weight
+        if self.head_bias is not None:  # one more input that is always 1
+            hidden = functional.pad(hidden, (0, 1), value=1.0)
+            weight = torch.cat((weight, self.head_bias[:, None].to(weight.dtype)), dim=1)
+        return linear_cross_entropy(hidden, weight, targets.flatten(), scale=scale)

@@ -11,16 +11,21 @@ from owngpt.model.config import GPTConfig
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x²) + ε) * w (arXiv 1910.07467)."""
+    """x / sqrt(mean(x²) + ε) * (offset + w) (arXiv 1910.07467; Gemma stores weights around 0 and has the offset 1)."""
 
-    def __init__(self, width: int, epsilon: float) -> None:
+    def __init__(self, width: int, epsilon: float, offset: float = 0.0) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.epsilon = epsilon
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
+        self.epsilon, self.offset = epsilon, offset
 
     def forward(self, x: Tensor, update: Tensor | None = None, dropout: Dropout | None = None) -> tuple[Tensor, Tensor]:
         """(sum, normed sum) of the residual stream ``x`` and a sub-layer's ``update``, both (..., C)."""
-        return add_rms_norm(x, update, self.weight, self.epsilon, dropout)
+        return add_rms_norm(x, update, self.factor, self.epsilon, dropout)
+
+    @property
+    def factor(self) -> Tensor:
+        """What the normed values are multiplied by, (C,); float32 where there is an offset."""
+        return self.weight.float() + self.offset if self.offset else self.weight
 
 
 class LayerNorm(nn.Module):
@@ -39,5 +44,20 @@ class LayerNorm(nn.Module):
 
 def make_norm(config: GPTConfig) -> RMSNorm | LayerNorm:
     """The norm that the configuration names, over C."""
-    kind = RMSNorm if config.norm == "rmsnorm" else LayerNorm
-    return kind(config.hidden_size, config.norm_epsilon)
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.hidden_size, config.norm_epsilon, config.norm_weight_offset)
+    return LayerNorm(config.hidden_size, config.norm_epsilon)
+
+
+class HeadNorm(nn.Module):
+    """The weight (D,) of the RMSNorm over each query or key head (arXiv 2010.04245); applied where heads are split."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.offset = config.norm_weight_offset
+        self.weight = nn.Parameter(torch.full((config.head_size,), 1.0 - self.offset))
+
+    @property
+    def factor(self) -> Tensor:
+        """What the normed values are multiplied by, (D,); float32 where there is an offset."""
+        return self.weight.float() + self.offset if self.offset else self.weight

@@ -2,17 +2,15 @@
 
 jinja2's own sandbox keeps a template from Python's internals and from changing what it is given. It does not keep one
 from looping over a product of ranges or from doubling a string sixty times. Here everything that a template does is paid
-from a budget: loops by the item, calls, and text by the character, always before the memory is taken.
+from a budget: loops by the item, calls, comparisons, and text by the character, before the memory is taken.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
+from types import GeneratorType
 from typing import Any
 
 from jinja2 import nodes
@@ -21,64 +19,36 @@ from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.runtime import LoopContext
 from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-BUDGET = 20_000_000
-"""Characters that one rendering may handle, a step counting as :data:`STEP` of them; real templates take under 1 % of it."""
-STEP = 20
-SECONDS = 5.0
-LARGEST_NUMBER_ARGUMENT = 10_000
-"""Widths, counts and the like that a template may pass to a filter or a string method."""
-LARGEST_INTEGER_BITS = 4096
+from owngpt.text.budget import CALL, STEP, pay, weigh
+from owngpt.text.growth import check_format, check_growth, check_power, check_product
 
-_WIDE_FORMAT = re.compile(r"\d{5}|\*")
+_LIST_METHODS = frozenset({"count", "index", "copy"})
+_METHODS: tuple[tuple[type, frozenset[str]], ...] = (
+    (str, frozenset({
+        "capitalize", "casefold", "center", "count", "endswith", "find", "format", "format_map", "index", "isalnum", "isalpha",
+        "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric", "isprintable", "isspace", "istitle",
+        "isupper", "join", "ljust", "lower", "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind",
+        "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title",
+        "upper", "zfill",
+    })),
+    (int, frozenset({"bit_length", "is_integer"})),
+    (float, frozenset({"is_integer"})),
+    (list, _LIST_METHODS),
+    (tuple, _LIST_METHODS),
+    (dict, frozenset({"get", "items", "keys", "values", "copy"})),
+    (GeneratorType, frozenset()),
+    (bytes, frozenset()),
+)  # fmt: skip
+"""Methods that a template may call, by the type of their owner; the others have no use in one, and some write without bound
+(`int.to_bytes`, `str.translate`, `str.expandtabs`)."""
 
-
-class BudgetError(SecurityError):
-    """The template asks for more than any real one."""
-
-
-class Budget:
-    """What one rendering has left."""
-
-    def __init__(self, characters: int = BUDGET, seconds: float = SECONDS) -> None:
-        self.left = characters
-        self.seconds = seconds
-        self.deadline = time.monotonic() + seconds
-
-    def pay(self, characters: int) -> None:
-        """Take off the cost of what is about to happen.
-
-        :raises BudgetError: there is not enough left.
-        """
-        self.left -= characters
-        if self.left < 0:
-            raise BudgetError(f"it needs more than {BUDGET:,} steps and characters")
-        if time.monotonic() > self.deadline:
-            raise BudgetError(f"it runs for more than {self.seconds:g} seconds")
+_NEVER_LARGE = ("eq", "ne", "gt", "gteq", "lt", "lteq")
 
 
-_budget: ContextVar[Budget | None] = ContextVar("budget", default=None)
-
-
-@contextmanager
-def spending(budget: Budget) -> Iterator[None]:
-    """Everything that a sandboxed template does inside the block is paid from this budget."""
-    token = _budget.set(budget)
-    try:
-        yield
-    finally:
-        _budget.reset(token)
-
-
-def pay(characters: int) -> None:
-    """Pay from the budget of the rendering that is going on."""
-    budget = _budget.get()
-    if budget is not None:
-        budget.pay(characters)
-
-
-class Metering(Extension):
+class _Metering(Extension):
     """Helpers that the rewritten template calls."""
 
     def counted(self, items: Any) -> Any:
@@ -90,26 +60,85 @@ class Metering(Extension):
 
     def concatenated(self, *items: Any) -> str:
         """The operator ``~``."""
-        texts = [str(item) for item in items]
-        pay(STEP + sum(map(len, texts)))
-        return "".join(texts)
+        pay(STEP + sum(map(weigh, items)))
+        return "".join(map(str, items))
+
+    def literal(self, text: str) -> str:
+        """Text that stands in the template itself, which a loop may repeat."""
+        pay(STEP + len(text))
+        return text
+
+    def made(self, value: Any) -> Any:
+        """A list, tuple or dictionary that the template wrote out."""
+        pay(STEP)
+        weigh(value)
+        return value
+
+    def compared(self, value: Any) -> Any:
+        """A side of a comparison."""
+        pay(STEP + weigh(value))
+        return value
+
+    def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
+        """``value[start:stop:step]``."""
+        part = value[start:stop:step]
+        pay(STEP + weigh(part))
+        return part
 
 
 class _Rewriter(NodeTransformer):
-    """Sends loops and concatenations through :class:`Metering`."""
+    """Sends what may be costly through :class:`_Metering`."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _metered("counted", [node.iter])
+        node.iter = _metered("counted", node.iter)
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
-        return _metered("concatenated", node.nodes).set_lineno(node.lineno)
+        return _metered("concatenated", *node.nodes)
+
+    def visit_Output(self, node: nodes.Output) -> nodes.Node:
+        self.generic_visit(node)
+        node.nodes = [
+            _metered("literal", nodes.Const(child.data, lineno=child.lineno)) if isinstance(child, nodes.TemplateData) else child
+            for child in node.nodes
+        ]
+        return node
+
+    def visit_List(self, node: nodes.List) -> nodes.Node:
+        self.generic_visit(node)
+        return _metered("made", node)
+
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        return _metered("made", node)
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _metered("made", node) if node.ctx == "load" else node
+
+    def visit_Compare(self, node: nodes.Compare) -> nodes.Node:
+        self.generic_visit(node)
+        sides = [node.expr, *(operand.expr for operand in node.ops)]
+        plain = all(operand.op in _NEVER_LARGE for operand in node.ops)
+        if not plain or not any(isinstance(side, nodes.Const) for side in sides):
+            node.expr = _metered("compared", node.expr)
+            for operand in node.ops:
+                operand.expr = _metered("compared", operand.expr)
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        if not isinstance(node.arg, nodes.Slice):
+            return node
+        bounds = (node.arg.start, node.arg.stop, node.arg.step)
+        return _metered("sliced", node.node, *(nodes.Const(None) if bound is None else bound for bound in bounds))
 
 
-def _metered(name: str, arguments: Any) -> nodes.Call:
-    return nodes.Call(nodes.ExtensionAttribute(Metering.identifier, name), arguments, [], None, None)
+def _metered(name: str, *arguments: nodes.Expr) -> nodes.Call:
+    call = nodes.Call(nodes.ExtensionAttribute(_Metering.identifier, name), list(arguments), [], None, None)
+    return call.set_lineno(arguments[0].lineno)  # type: ignore[return-value]
 
 
 class _MeteredGenerator(CodeGenerator):
@@ -142,6 +171,40 @@ class GenerationBlocks(Extension):
 generation_listener: ContextVar[Callable[[int], None] | None] = ContextVar("generation_listener", default=None)
 
 
+class _TemplateNamespace(Namespace):
+    """``namespace()`` without names that could reach Python's internals; it does not write out what it holds."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, args = args[0], args[1:]  # so that a template may have an attribute "self"
+        values = dict(*args, **kwargs)
+        for name in values:
+            _check_name(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+    def __repr__(self) -> str:
+        return "<Namespace>"
+
+
+class _TemplateDict:
+    """``dict(…)`` without the class's own attributes."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        """As ``dict.fromkeys``."""
+        return dict.fromkeys(*args)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace cannot hold {name!r}: names with a leading underscore are unsafe")
+
+
 class BoundedSandbox(ImmutableSandboxedEnvironment):
     """See the top of this file."""
 
@@ -150,32 +213,50 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(optimized=False, finalize=_paid_output, **options)
-        self.add_extension(Metering)
+        self.add_extension(_Metering)
         del self.globals["lipsum"]  # no use for it, and it writes without bound
-        self.filters = {name: _paid_filter(name, function) for name, function in self.filters.items()}
+        self.globals.update(dict=_TemplateDict(), namespace=_TemplateNamespace)
+        self.filters = {name: paid_filter(name, function) for name, function in self.filters.items()}
+        self.tests = {name: _paid_test(function) for name, function in self.tests.items()}
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Whether a template may see this attribute."""
+        allowed = next((names for kind, names in _METHODS if isinstance(obj, kind)), None)
+        if allowed is not None and callable(value) and attr not in allowed:
+            return False
+        return super().is_safe_attribute(obj, attr, value)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic whose result could be huge."""
         if operator == "*":
-            _check_product(left, right)
+            check_product(left, right)
         elif operator == "**":
-            _check_power(left, right)
+            check_power(left, right)
         elif operator == "%" and isinstance(left, str):
-            _check_format(left, right)
+            check_format(left, right)
         elif operator == "+":
-            pay(STEP + _size(left) + _size(right))
-        return super().call_binop(context, operator, left, right)
+            pay(STEP + weigh(left) + weigh(right))
+        result = super().call_binop(context, operator, left, right)
+        weigh(result)
+        return result
 
     def call(self, context: Any, callee: Any, *args: Any, **kwargs: Any) -> Any:
         """Calls of functions, macros and methods."""
+        if isinstance(getattr(callee, "__self__", None), _Metering):
+            return callee(*args)  # pays for itself; jinja's own keywords are for macros
         if callee is range or isinstance(callee, LoopContext):
-            pay(STEP * (_size(args[0]) if args else 1))
+            pay(STEP * (len(args[0]) if args and hasattr(args[0], "__len__") else 1))
         owner = getattr(getattr(callee, "__wrapped__", callee), "__self__", None)  # the sandbox wraps str.format
+        name = getattr(callee, "__name__", "")
         if isinstance(owner, str):
-            _check_text_call(callee.__name__, owner, args, kwargs)
-        pay(STEP + _size(owner) // 32)
+            pay(len(owner) // 32)
+            check_growth(name, owner, args, kwargs)
+        elif name in _LIST_METHODS and isinstance(owner, list | tuple):
+            pay(weigh(owner))
+        pay(CALL + STEP * len(args))
+        pay(sum(map(weigh, args)) // 8)
         result = super().call(context, callee, *args, **kwargs)
-        pay(_size(result))
+        pay(weigh(result))
         return result
 
 
@@ -183,22 +264,21 @@ def _gathered(items: Iterable[Any]) -> list[Any]:
     """What a generator yields, paid as it comes: a filter that reads it whole could not be stopped."""
     gathered = []
     for item in items:
-        pay(STEP + _size(item))
+        pay(STEP + weigh(item))
         gathered.append(item)
     return gathered
 
 
-def _size(value: Any) -> int:
-    return len(value) if isinstance(value, str | list | tuple | dict) else 0
-
-
-def _paid_output(value: Any) -> Any:
+@pass_context
+def _paid_output(context: Any, value: Any) -> Any:
+    """What ``{{ … }}`` writes. It asks for the context so that jinja does not work it out, unpaid, while it compiles."""
+    pay(STEP + weigh(value))
     text = value if isinstance(value, str) else str(value)
-    pay(STEP + len(text))
+    pay(len(text))
     return text
 
 
-def _paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """A filter that pays for what it reads and what it makes."""
 
     @functools.wraps(function)
@@ -209,53 +289,21 @@ def _paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(subject, "__next__"):
             subject = _gathered(subject)
             args = (*before, subject, *values[1:])
-        pay(STEP + _size(subject))
-        _check_text_call(name, subject, values[1:], kwargs)
+        pay(CALL + weigh(subject))
+        check_growth(name, subject, values[1:], kwargs)
         result = function(*args, **kwargs)
-        pay(_size(result))
+        pay(weigh(result))
         return result
 
     return paid
 
 
-def _check_text_call(name: str, subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Pay for, or refuse, a method or filter whose result may be far larger than what it is given."""
-    for number in (*args, *kwargs.values()):
-        if isinstance(number, int) and abs(number) > LARGEST_NUMBER_ARGUMENT:
-            raise BudgetError(f"it passes {number} to {name}")
-    if name == "sum" and any(isinstance(value, list | tuple | str) for value in (*args[1:], *kwargs.values())):
-        raise BudgetError("it sums lists")
-    if name in ("format", "format_map") and isinstance(subject, str):
-        _check_format(subject, args)
-    elif name == "replace" and isinstance(subject, str):
-        old, new = ([str(value) for value in (*args, *kwargs.values())] + ["", ""])[:2]
-        pay(subject.count(old) * len(new))
-    elif name == "join":
-        is_method = isinstance(subject, str) and bool(args)
-        glue, items = (subject, args[0]) if is_method else (args[0] if args else "", subject)
-        pay(_size(items) * len(str(glue)) + (sum(map(_size, items)) if isinstance(items, list | tuple) else 0))
+def _paid_test(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A test that pays for the comparison that it makes."""
 
+    @functools.wraps(function)
+    def paid(*args: Any, **kwargs: Any) -> Any:
+        pay(STEP + (sum(map(weigh, args)) if len(args) > 1 else 0))
+        return function(*args, **kwargs)
 
-def _check_format(text: str, values: Any) -> None:
-    if _WIDE_FORMAT.search(text):
-        raise BudgetError("it formats with a width of many digits")
-    values = values if isinstance(values, tuple) else (values,)
-    pay(len(text) * (1 + sum(_size(value) for value in values)))
-
-
-def _check_product(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() + right.bit_length())
-    elif isinstance(left, int) or isinstance(right, int):
-        count, items = (left, right) if isinstance(left, int) else (right, left)
-        pay(STEP + max(count, 0) * _size(items))
-
-
-def _check_power(left: Any, right: Any) -> None:
-    if isinstance(left, int) and isinstance(right, int):
-        _check_bits(left.bit_length() * max(right, 0))
-
-
-def _check_bits(bits: int) -> None:
-    if bits > LARGEST_INTEGER_BITS:
-        raise BudgetError(f"it computes an integer of {bits:,} bits")
+    return paid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,12 +14,12 @@ import tokenizers
 from owngpt.errors import ModelFolderError, StorageError, UsageError
 from owngpt.text.special import END_OF_TEXT_NAMES, PADDING_NAMES, SPLIT_PATTERN, TURN_END_NAMES
 from owngpt.text.stream import BytesDecoder, StreamDecoder, WindowDecoder, byte_fallback_bytes, byte_level_bytes
+from owngpt.text.templates import read_templates, template_files
 
 Kind = Literal["bpe", "byte", "char", "other"]
 
 TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
-TEMPLATE_FILE = "chat_template.jinja"
 MAXIMUM_FILE_BYTES = 256 * 2**20
 """The largest published tokenizers have about 35 MB; more is not a tokenizer."""
 PART_CHARACTERS = 1 << 18
@@ -32,22 +32,29 @@ class Tokenizer:
     """Text to ids and back. ``decode(encode(text)) == text`` for every text, for the kinds that we train."""
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, *, settings: dict[str, Any] | None = None, chat_template: str | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        *,
+        settings: dict[str, Any] | None = None,
+        chat_template: str | None = None,
+        named_chat_templates: Mapping[str, str] | None = None,
     ) -> None:
         """Wrap a `tokenizers` object.
 
         :param settings: the content of ``tokenizer_config.json``: which tokens begin and end a text, among others.
         :param chat_template: Jinja source that lays out a conversation, if the model has one.
+        :param named_chat_templates: others for special uses, such as "tool_use" and "rag".
         """
         self._with_special = backend
         backend.no_padding()
         backend.no_truncation()
         # A second view of the same vocabulary in which the text of a special token is only text: what a user types or
         # a file holds must never become a control token by accident.
-        self._plain = tokenizers.Tokenizer.from_str(backend.to_str())
+        self._plain = _second_view(backend)
         self._plain.encode_special_tokens = True
         self.settings: dict[str, Any] = dict(settings or {})
         self.chat_template = chat_template
+        self.named_chat_templates = dict(named_chat_templates or {})
 
     # Loading and saving
 
@@ -61,13 +68,11 @@ class Tokenizer:
         folder, file = (path, path / TOKENIZER_FILE) if path.is_dir() else (path.parent, path)
         backend = _read_backend(file)
         settings = _read_settings(folder)
-        inline = settings.pop("chat_template", None)
-        template_file = folder / TEMPLATE_FILE
-        template = template_file.read_bytes().decode("utf-8") if template_file.is_file() else _template_text(inline)
-        return cls(backend, settings=settings, chat_template=template)
+        default, named = read_templates(folder, settings.pop("chat_template", None))
+        return cls(backend, settings=settings, chat_template=default, named_chat_templates=named)
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write ``tokenizer.json``, ``tokenizer_config.json`` and, if there is one, ``chat_template.jinja``.
+        """Write ``tokenizer.json``, ``tokenizer_config.json`` and, if there are any, the chat templates.
 
         :returns: the files written. transformers' ``AutoTokenizer`` opens the folder and gives the same ids.
         """
@@ -76,10 +81,10 @@ class Tokenizer:
             TOKENIZER_FILE: self._with_special.to_str(pretty=True),
             SETTINGS_FILE: json.dumps(self._settings_to_save(), ensure_ascii=False, indent=2) + "\n",
         }
-        if self.chat_template is not None:
-            contents[TEMPLATE_FILE] = self.chat_template
+        contents.update(template_files(self.chat_template, self.named_chat_templates))
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            for name in contents:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
             for name, content in contents.items():
                 (folder / name).write_text(content, encoding="utf-8", newline="")
         except OSError as error:
@@ -88,8 +93,17 @@ class Tokenizer:
 
     def with_chat_template(self, source: str | None) -> Tokenizer:
         """The same tokenizer with another chat template."""
-        backend = tokenizers.Tokenizer.from_str(self._with_special.to_str())
-        return Tokenizer(backend, settings=self.settings, chat_template=source)
+        return Tokenizer(
+            _second_view(self._with_special),
+            settings=self.settings,
+            chat_template=source,
+            named_chat_templates=self.named_chat_templates,
+        )
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The library's own object, which reads the text of special tokens as those tokens. Not to be changed."""
+        return self._with_special
 
     def _settings_to_save(self) -> dict[str, Any]:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **self.settings}
@@ -244,7 +258,7 @@ class Tokenizer:
     @cached_property
     def kind(self) -> Kind:
         """One of "bpe" (byte-level), "byte", "char", or "other" (made elsewhere, by other rules)."""
-        model = self._description["model"]
+        model = self.description["model"]
         if model.get("type") != "BPE":
             return "other"
         if self._decoder == "ByteLevel":
@@ -254,18 +268,19 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the canonical ``tokenizer.json``: equal for equal tokenizers only."""
-        canonical = json.dumps(self._description, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+        canonical = json.dumps(self.description, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode("ascii")).hexdigest()
 
     @cached_property
-    def _description(self) -> dict[str, Any]:
+    def description(self) -> dict[str, Any]:
+        """The content of ``tokenizer.json``; not to be changed."""
         description: dict[str, Any] = json.loads(self._with_special.to_str())
         return description
 
     @cached_property
     def _decoder(self) -> str:
         """Name of the one decoding step if a token's bytes are fixed, else ""."""
-        decoder = self._description.get("decoder") or {}
+        decoder = self.description.get("decoder") or {}
         steps = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
         names = [str(step.get("type")) for step in steps if step.get("type") != "Fuse"]
         return names[0] if len(names) == 1 else ""
@@ -273,11 +288,11 @@ class Tokenizer:
     @cached_property
     def _splits_at_lines(self) -> bool:
         """Whether cutting a text before a line that starts with a visible character leaves its tokens unchanged."""
-        if self._description.get("normalizer") is not None:
+        if self.description.get("normalizer") is not None:
             return False
         if self.kind in ("byte", "char"):
             return True
-        before = self._description.get("pre_tokenizer") or {}
+        before = self.description.get("pre_tokenizer") or {}
         splits = [step for step in before.get("pretokenizers", []) if step.get("type") == "Split"]
         return self.kind == "bpe" and [step["pattern"].get("Regex") for step in splits] == [SPLIT_PATTERN]
 
@@ -322,6 +337,20 @@ def _line_start(text: str, position: int) -> int | None:
     return None
 
 
+def _second_view(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """The same tokenizer with its own switches. It shares the vocabulary, which takes a quarter of a second to read again."""
+    view = tokenizers.Tokenizer(backend.model)
+    for step in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(backend, step) is not None:
+            setattr(view, step, getattr(backend, step))
+    added = backend.get_added_tokens_decoder()
+    for _, token in sorted(added.items()):
+        (view.add_special_tokens if token.special else view.add_tokens)([token])
+    if view.get_added_tokens_decoder() == added:
+        return view
+    return tokenizers.Tokenizer.from_str(backend.to_str())  # ids with gaps, which adding one by one would close
+
+
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise ModelFolderError(f"{file} does not exist; a tokenizer is a folder with a {TOKENIZER_FILE}, or that file itself")
@@ -348,11 +377,3 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             raise ModelFolderError(f"{file} holds a {type(found).__name__}; it must be a JSON object")
         settings.update(found)
     return settings
-
-
-def _template_text(inline: Any) -> str | None:
-    """A chat template as written into the settings: a string, or a list of named ones with a default among them."""
-    if isinstance(inline, str):
-        return inline
-    named = {entry.get("name"): entry.get("template") for entry in inline or [] if isinstance(entry, dict)}
-    return named.get("default")

@@ -50,7 +50,10 @@ class Display(Protocol):
         """Called after every step; ``make`` is only called when something will be shown."""
 
     def say(self, message: str) -> None:
-        """Shows a line that stays."""
+        """Shows a line that stays: how far the run is and what it does."""
+
+    def warn(self, message: str) -> None:
+        """Shows a line that stays, of something out of the ordinary; even a quiet run says it."""
 
     def close(self) -> None:
         """Leaves the terminal in order."""
@@ -66,6 +69,9 @@ class Quiet:
         """Shows nothing."""
 
     def say(self, message: str) -> None:
+        """Says nothing."""
+
+    def warn(self, message: str) -> None:
         """One line on stderr."""
         print(message, file=self._stream or sys.stderr, flush=True)
 
@@ -90,6 +96,10 @@ class PlainLines(Quiet):
             self._next = self._clock() + self._interval
             progress = make()
             self.say(f"{progress.fraction:4.0%}  {progress.words()}")
+
+    def say(self, message: str) -> None:
+        """One line on stderr."""
+        self.warn(message)
 
 
 class LiveLine:
@@ -118,6 +128,10 @@ class LiveLine:
     def say(self, message: str) -> None:
         """A line above the live one."""
         self._console.print(message, markup=False)
+
+    def warn(self, message: str) -> None:
+        """The same."""
+        self.say(message)
 
     def close(self) -> None:
         """Takes the live line away and shows the cursor again."""

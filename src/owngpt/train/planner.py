@@ -73,6 +73,8 @@ class Plan:
     expected_bits_per_byte: float
     reasons: tuple[str, ...]
     """Why, a line each."""
+    ranks: int = 1
+    """Processes that train together; each takes ``batch_size`` sequences a pass."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and YAML."""
@@ -114,10 +116,11 @@ Prober = Callable[[GPTConfig, int, float], Measurement]
 
 
 def make_plan(
-    settings: TrainConfig, facts: TextFacts, *, seconds: float | None, dtype: torch.dtype, device: torch.device
+    settings: TrainConfig, facts: TextFacts, *, seconds: float | None, dtype: torch.dtype, device: torch.device, ranks: int = 1
 ) -> Plan:
     """The run that ends in ``seconds`` (or after the steps or tokens that ``settings`` name) with the lowest expected loss.
 
+    ``ranks`` processes share every step; each is taken to be as fast as this one alone.
     Raises UsageError when explicit sizes do not fit together or the text is shorter than one context.
     """
 
@@ -126,7 +129,7 @@ def make_plan(
             config, batch_size, dtype=dtype, device=device, seconds=limit, kind=optimizer_kind(settings, config, batch_size)
         )
 
-    chooser = _Chooser(settings, facts, seconds, measured)
+    chooser = _Chooser(settings, facts, seconds, measured, ranks)
     config, batch_size, accumulation, reasons = chooser.choose()
     return _resolve(settings, facts, chooser, config, batch_size, accumulation, reasons, dtype)
 
@@ -134,8 +137,10 @@ def make_plan(
 class _Chooser:
     """Finds shape and batch; remembers how slow this machine is."""
 
-    def __init__(self, settings: TrainConfig, facts: TextFacts, seconds: float | None, measured: Prober) -> None:
-        self.settings, self.facts, self.measured = settings, facts, measured
+    def __init__(
+        self, settings: TrainConfig, facts: TextFacts, seconds: float | None, measured: Prober, ranks: int = 1
+    ) -> None:  # fmt: skip
+        self.settings, self.facts, self.measured, self.ranks = settings, facts, measured, ranks
         self.seconds = seconds
         self.slowness = 1.0
         self.step_seconds = math.nan
@@ -206,7 +211,7 @@ class _Chooser:
         steps = self.seconds / duration
         if steps < MIN_STEPS:
             return math.inf
-        seen = steps * sequences * config.context_length * self.facts.bytes_per_token
+        seen = steps * sequences * self.ranks * config.context_length * self.facts.bytes_per_token
         return LAW.bits_per_byte(body_parameters(config), seen, self.facts.byte_count)
 
     def context_length(self) -> int:
@@ -221,7 +226,7 @@ class _Chooser:
         if wanted + 1 > self.facts.token_count:
             raise UsageError(
                 f"the text has {self.facts.token_count} tokens, fewer than one context of {wanted}; give more text or "
-                f"--context-length {max(1, self.facts.token_count // 2)}"
+                f"--context-length {max(2, self.facts.token_count // 2)}"
             )
         return wanted
 
@@ -257,7 +262,7 @@ class _Chooser:
             return settings.batch_size, settings.accumulation or 1
         tokens = step_tokens(self.seconds)
         tokens = min(tokens, max(context, self.facts.token_count // 8))
-        sequences = max(1, tokens // context)
+        sequences = max(1, round(max(1, tokens // context) / self.ranks))
         at_once = max(1, PASS_VALUES // (config.hidden_size * config.layers * context))
         accumulation = settings.accumulation or -(-sequences // at_once)
         return max(1, round(sequences / accumulation)), accumulation
@@ -311,7 +316,7 @@ def _resolve(
     settings: TrainConfig, facts: TextFacts, chooser: _Chooser, config: GPTConfig, batch: int, accumulation: int,
     reasons: list[str],    dtype: torch.dtype,
 ) -> Plan:  # fmt: skip
-    per_step = batch * accumulation * config.context_length
+    per_step = batch * accumulation * chooser.ranks * config.context_length
     steps = _steps(settings, chooser, per_step)
     epochs = steps * per_step / max(1, facts.token_count)
     if settings.dropout is None and epochs > DROPOUT_EPOCHS:
@@ -333,6 +338,7 @@ def _resolve(
         document_mask=settings.document_mask, seed=settings.seed, tokens=steps * per_step, epochs=epochs,
         tokens_per_second=per_step / chooser.step_seconds,
         expected_bits_per_byte=LAW.bits_per_byte(body_parameters(config), seen, facts.byte_count), reasons=tuple(reasons),
+        ranks=chooser.ranks,
     )  # fmt: skip
 
 

@@ -132,7 +132,7 @@ class Recorder:
     def event(self, moment: Moment, event: str, message: str, **values: Any) -> None:
         """Something out of the ordinary: said and written."""
         self.metrics.append({"event": event, **moment.to_dict(), **values})
-        self.display.say(message)
+        self.display.warn(message)
 
     def samples(self, moment: Moment, samples: Sequence[dict[str, Any]]) -> None:
         """Texts the model wrote; the first one is shown."""
@@ -159,7 +159,7 @@ class Recorder:
         problem = self._tensorboard.close()
         self.display.close()
         if problem:
-            self.display.say(problem)
+            self.display.warn(problem)
 
     def _write(self, split: str, moment: Moment, values: dict[str, Any]) -> None:
         self.metrics.append({"split": split, **moment.to_dict(), **values})

@@ -7,6 +7,7 @@ come from a function that is handed in).
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from owngpt.train.interrupts import Interrupts, TrainingInterrupted
 from owngpt.train.lock import RunLock
 from owngpt.train.metrics import bits_per_byte
 from owngpt.train.pace import Pace
+from owngpt.train.parallel import Ranks
 from owngpt.train.random_state import random_state, set_random_state
 from owngpt.train.recorder import Moment, Recorder, Yardsticks
 from owngpt.train.samples import SampleFunction, Samples
@@ -53,11 +55,14 @@ class Trainer:
     def __init__(
         self, module: TrainModule, batches: Batches, validation_batches: Sequence[Batch], course: Course, folder: Path,
         *, yardsticks: Yardsticks, identity: dict[str, str] | None = None, on_sample: SampleFunction | None = None,
-        display: Display | None = None, clock: Callable[[], float] = time.monotonic,
+        display: Display | None = None, clock: Callable[[], float] = time.monotonic, lock: RunLock | None = None,
+        ranks: Ranks | None = None,
     ) -> None:  # fmt: skip
         """:param identity: names to hashes of what the run is made of; a checkpoint with another identity is not resumed.
 
         :param on_sample: lets the model write; returns records with at least ``prompt`` and ``text``.
+        :param lock: of ``folder``, where the caller holds it for longer than the training; it is not given back here.
+        :param ranks: the other processes of the run, which this one leads.
         :param clock: monotonic seconds.
         """
         self.module, self.batches, self.course, self.folder = module, batches, course, folder
@@ -74,7 +79,9 @@ class Trainer:
         self._recorder = Recorder(folder, yardsticks, display or make_display(), steps=course.steps)
         self._samples = Samples(on_sample, budget_seconds=budget)
         self._interrupts = Interrupts()
-        self._lock = RunLock(folder)
+        self._lock = lock or RunLock(folder)
+        self._lock_is_lent = lock is not None
+        self._ranks = ranks
         self._last = StepResult(math.nan, math.nan, True, 0)
         self._validated: tuple[int, float] = (-1, math.nan)
         self._rate_scale = 0.0
@@ -90,12 +97,12 @@ class Trainer:
         :raises CheckpointError: the named one is damaged, or the checkpoint is of another run.
         :raises FolderBusyError: another process trains in this folder.
         """
-        self._lock.acquire()
+        self._take_lock()
         try:
             if path is None:
                 path, damaged = checkpoint.find_newest(self.checkpoints)
                 for line in damaged:
-                    self._recorder.display.say(line)
+                    self._recorder.display.warn(line)
                 if path is None:
                     return None
                 found = checkpoint.load(path, verified=True)
@@ -103,7 +110,7 @@ class Trainer:
                 found = checkpoint.load(path)
             self._take_over(found)
         except BaseException:
-            self._lock.release()
+            self._give_lock_back()
             raise
         return self.step
 
@@ -116,8 +123,7 @@ class Trainer:
         :raises FolderBusyError: another process trains in this folder.
         :raises UsageError: the folder holds checkpoints and :meth:`restore` was not called.
         """
-        if not self._lock.held:
-            self._lock.acquire()
+        self._take_lock()
         try:
             self._begin()
             with self._interrupts:
@@ -126,6 +132,14 @@ class Trainer:
                 return self._finish()
         finally:
             self._recorder.close()
+            self._give_lock_back()
+
+    def _take_lock(self) -> None:
+        if not self._lock.held:
+            self._lock.acquire()
+
+    def _give_lock_back(self) -> None:
+        if not self._lock_is_lent:
             self._lock.release()
 
     def _begin(self) -> None:
@@ -134,6 +148,8 @@ class Trainer:
         if not self.step and existing and checkpoint.find_newest(self.checkpoints)[0]:
             last = checkpoint.step_of(existing[-1])
             raise UsageError(f"{self.folder} holds a run up to step {last}; use --resume, or another output folder")
+        if self._ranks:
+            self._ranks.share_state(self.module, self.batches)
         self._pace.begin(self._restored_elapsed)
         self._recorder.restart_after(self.step)
         self._saved_at = self._pace.elapsed
@@ -163,6 +179,8 @@ class Trainer:
         self._rate_scale = scale * ROLLBACK_RATE**self._rollbacks
         loss_limit, norm_limit = self._spikes.limits()
         batches = [self.batches.next() for _ in range(course.accumulation)]
+        if self._ranks:
+            self._ranks.announce_step(self._rate_scale, loss_limit, norm_limit)
         result = self.module.run(batches, self._rate_scale, loss_limit=loss_limit, norm_limit=norm_limit)
         seconds = self._clock() - start
         self.step += 1
@@ -196,6 +214,8 @@ class Trainer:
         diverged_at, position, elapsed = self.step, self.batches.state_dict(), self._pace.elapsed
         self._take_over(checkpoint.load(path, verified=True))
         self.batches.load_state_dict(position)
+        if self._ranks:
+            self._ranks.share_state(self.module, self.batches)
         self._pace.begin(elapsed)
         self._rollbacks += 1
         self._recorder.restart_after(self.step)
@@ -247,9 +267,10 @@ class Trainer:
 
     def _leave(self) -> None:
         """After SIGINT or SIGTERM: saves and raises."""
-        self._recorder.display.say("stopping: saving a checkpoint first (press Ctrl-C again to leave at once, without it)")
+        self._recorder.display.warn("stopping: saving a checkpoint first (press Ctrl-C again to leave at once, without it)")
         kept = f"saved {self._save()}" if self._is_sound() else "the last steps were bad, so the checkpoint before them is kept"
-        command = f"owngpt train --resume -o {self.folder.parent}"
+        launcher = f"torchrun --nproc-per-node {self._ranks.size} -m " if self._ranks else ""
+        command = f"{launcher}owngpt train --resume -o {shlex.quote(str(self.folder.parent))}"
         raise TrainingInterrupted(f"interrupted at step {self.step}; {kept}. Go on with: {command}")
 
     def _save(self) -> Path:
@@ -328,7 +349,8 @@ class Trainer:
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def _token_seconds(self) -> float:
-        return self._pace.step_seconds / max(self._last.tokens, 1)
+        alone = self._ranks.size if self._ranks else 1  # held-out text is scored by one rank
+        return self._pace.step_seconds * alone / max(self._last.tokens, 1)
 
     def _save_interval(self) -> float:
         wanted = self.course.checkpoint_seconds

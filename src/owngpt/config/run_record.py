@@ -1,0 +1,118 @@
+"""``run.yaml``: what a run was asked for and what was chosen for it, so that it can be resumed, repeated and read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from owngpt.config.files import atomic_write_text
+from owngpt.config.settings_file import fitted, load_settings
+from owngpt.config.training import DEFAULT_MINUTES, DIALS, TrainConfig
+from owngpt.errors import CheckpointError, UsageError
+
+RUN_FILE = "run.yaml"
+_PARTS = ("sources", "settings", "plan")
+_OF_THE_MODEL = ("layers", "hidden_size", "heads", "key_value_heads", "context_length", "dropout")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The content of run.yaml, as plain values."""
+
+    sources: list[str]
+    settings: dict[str, Any]
+    """The fields of TrainConfig, None where the planner chose."""
+    plan: dict[str, Any]
+    """What it chose. Kept as it was written: a field that later versions added is not in it."""
+    vocab_size: int | None = None
+    """That a trained tokenizer was asked to have."""
+
+    def write(self, path: Path) -> RunRecord:
+        """Writes the file, whole or not at all; returns the record as a reader will find it."""
+        import yaml
+
+        plain = json.loads(json.dumps(self.__dict__))
+        atomic_write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))
+        return RunRecord(**plain)
+
+    @classmethod
+    def read(cls, path: Path) -> RunRecord:
+        """The inverse of :meth:`write`.
+
+        :raises CheckpointError: the file is missing, or is not what :meth:`write` left.
+        """
+        try:
+            values = load_settings(path)
+            if not is_run(values):
+                raise UsageError(f"it does not hold {', '.join(_PARTS)}")
+            return cls.of(path, values)
+        except UsageError as error:
+            raise CheckpointError(
+                f"{path} is damaged, and without it the run cannot go on ({error}); put a copy back or start a new run"
+            ) from error
+
+    @classmethod
+    def of(cls, path: Path, values: dict[Any, Any]) -> RunRecord:
+        """The record in ``values``, which were read from ``path``.
+
+        :raises UsageError: a part has the wrong type.
+        """
+        sources, settings, plan = (values[name] for name in _PARTS)
+        if not isinstance(sources, list) or not all(isinstance(source, str) for source in sources):
+            raise UsageError("its sources are not a list of paths")
+        if not isinstance(settings, dict) or not isinstance(plan, dict):
+            raise UsageError("its settings or its plan are not lines of `name: value`")
+        size = values.get("vocab_size")
+        return cls(sources, fitted(path, settings, TrainConfig), plan, size if isinstance(size, int) else None)
+
+    def plan_hash(self) -> str:
+        """SHA-256 of the plan as it is stored: the identity of a run stays what it was when later versions know more fields."""
+        return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
+
+    def resolved_settings(self) -> dict[str, Any]:
+        """Settings that lead to the same run again: what was given, and what was chosen where nothing was given.
+
+        :raises UsageError: the plan lacks something.
+        """
+        try:
+            model, optimizer, course = self.plan["model"], self.plan["optimizer"], self.plan["course"]
+            chosen = {
+                **{
+                    name: model[name]
+                    for name in ("layers", "hidden_size", "heads", "key_value_heads", "context_length", "dropout")
+                },
+                "vocab_size": self.vocab_size or model["vocab_size"],
+                "batch_size": self.plan["batch_size"],
+                "accumulation": course["accumulation"],
+                "learning_rate": optimizer["matrix_rate"],
+                "weight_decay": optimizer["matrix_decay"],
+                "optimizer": optimizer["kind"],
+            }
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"its plan lacks {error}") from error
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        dial = {} if any(name in given for name in DIALS) else {"minutes": DEFAULT_MINUTES}
+        return {**chosen, **dial, **given}
+
+
+def is_run(values: dict[Any, Any]) -> bool:
+    """Whether what a YAML file holds is a run.yaml rather than a file of settings."""
+    return all(name in values for name in _PARTS)
+
+
+def read_configuration(path: Path) -> tuple[list[str], dict[str, Any]]:
+    """Sources (none in a file of settings) and settings of ``--config``: either a file of settings or the run.yaml of a run.
+
+    :raises UsageError: the file cannot be used; the message says why.
+    """
+    values = load_settings(path)
+    if not is_run(values):
+        return [], fitted(path, values, TrainConfig)
+    try:
+        record = RunRecord.of(path, values)
+        return record.sources, record.resolved_settings()
+    except UsageError as error:
+        raise UsageError(f"{path} is not a whole {RUN_FILE} ({error}); name another one to --config") from error

@@ -1,0 +1,103 @@
+"""The key-value cache in blocks of 32 tokens, and the attention context over it for many sequences in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from owngpt.kernels import tape
+from owngpt.model.config import GPTConfig
+
+BLOCK = 32
+"""Tokens of a block; what source/paged.c is written for."""
+QUERIES = 32
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One sequence's part of a call: ``count`` new tokens after ``before`` ones that its blocks hold already."""
+
+    before: int
+    count: int
+    blocks: Sequence[int]
+    """Numbers of the blocks that hold tokens 0 … before + count - 1."""
+
+
+class PagedMemory:
+    """Keys and values of every layer: (layers, blocks, G, 32 * D) bfloat16 each, in the layout of source/paged.c."""
+
+    def __init__(self, config: GPTConfig, blocks: int) -> None:
+        shape = (config.layers, blocks, config.key_value_heads, BLOCK * config.head_size)
+        self.keys = torch.zeros(shape, dtype=torch.bfloat16)
+        self.values = torch.zeros(shape, dtype=torch.bfloat16)
+        self.blocks = blocks
+
+    def forget(self, block: int) -> None:
+        """Zero a block: one that may hold not-a-number would spoil whoever gets it next."""
+        self.keys[:, block] = 0
+        self.values[:, block] = 0
+
+    @staticmethod
+    def bytes_per_block(config: GPTConfig) -> int:
+        """Memory of one block in all layers."""
+        return 2 * 2 * config.layers * config.key_value_heads * BLOCK * config.head_size
+
+
+class PagedContext:
+    """The attention context while a tape records: one row (B = 1) of the tokens of all segments, one after another.
+
+    Buffers for positions, segments and block tables stay in place, so that a recorded call can be filled again.
+    """
+
+    def __init__(self, config: GPTConfig, memory: PagedMemory, tokens: int, segments: int, table: int) -> None:
+        """
+        :param tokens: N of every call.
+        :param segments: sequences of every call.
+        :param table: blocks a sequence has at most.
+        """
+        self._config, self._memory, self._table = config, memory, table
+        self._positions = torch.zeros(1, tokens, dtype=torch.int32)
+        self._segments = torch.zeros(segments, 4, dtype=torch.int32)
+        self._tables = torch.zeros(segments * table, dtype=torch.int32)
+
+    def fill(self, segments: Sequence[Segment]) -> None:
+        """Say what the next run of the tape is about."""
+        row = 0
+        records: list[tuple[int, int, int, int]] = []
+        positions: list[int] = []
+        tables = self._tables.view(-1, self._table)
+        for index, segment in enumerate(segments):
+            records.append((row, segment.count, segment.before, index * self._table))
+            positions.extend(range(segment.before, segment.before + segment.count))
+            tables[index, : len(segment.blocks)] = torch.tensor(segment.blocks, dtype=torch.int32)
+            row += segment.count
+        self._segments.copy_(torch.tensor(records, dtype=torch.int32))
+        self._positions.copy_(torch.tensor(positions, dtype=torch.int32)[None])
+
+    def positions(self, time: int) -> Tensor:
+        """(1, N) int32"""
+        assert time == self._positions.shape[1]
+        return self._positions
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float, sinks: Tensor | None = None
+    ) -> Tensor:
+        """Append key and value (1, N, G, D), then attend with query (1, N, H, D) → (1, N, H*D)."""
+        active = tape.recording()
+        assert active is not None
+        tokens, heads, size = query.shape[1:]
+        groups = key.shape[2]
+        keys, values = self._memory.keys[layer], self._memory.values[layer]
+        common = (self._segments, self._segments.shape[0], self._tables, keys, values, groups, size)
+        active.step("append", *common, key, key.stride(1), value, value.stride(1))
+        out = active.empty(1, tokens, heads * size)
+        single = tokens == self._segments.shape[0]
+        scratch = (4 if single else QUERIES) * self._table * BLOCK * 6
+        workspace = active.empty(torch.get_num_threads() * scratch, dtype=torch.uint8)
+        active.step(
+            "attend", *common, query, query.stride(1), out, heads, window, float(scale), sinks, scratch, workspace,
+        )  # fmt: skip
+        return out

@@ -1,0 +1,1 @@
+"""Weights from elsewhere: model hubs, package registries and plain addresses, checked and kept in one cache."""

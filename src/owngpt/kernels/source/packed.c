@@ -1,0 +1,283 @@
+/* Linear layers over packed weights, for inference: y = x W^T + b.
+ *
+ * A weight (outputs x inputs) lies as tiles of 16 outputs x 32 inputs, all tiles of 16 outputs side by side: one row reads
+ * memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
+ * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side.
+ * Kinds of tile: bf16 as is (1,024 bytes); int8 with one factor an output (512 bytes); int4 in groups of 32 inputs, each with a
+ * half-precision factor and offset (320 bytes: 256 of nibbles, 16 factors, 16 offsets). */
+#include "steps.h"
+
+#ifdef __AMX_BF16__
+
+enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, TILE = 512 };
+
+static inline int64_t tile_bytes(int64_t kind) { return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_INT8 ? 512 : 320; }
+
+/* The table of one group: value of nibble i is i * factor + offset, 16 entries twice over. */
+static inline __m512i nibble_table(const uint8_t *tile, int row) {
+    const __m512 steps = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 factor = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 256))[row]));
+    __m512 offset = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 288))[row]));
+    __m512 values = _mm512_fmadd_ps(steps, factor, offset);
+    return (__m512i)_mm512_cvtne2ps_pbh(values, values);
+}
+
+/* Rows 2i and 2i+1 of an int4 tile as bf16: byte k holds input k of the even row low, of the odd row high. The table's two
+ * copies make the fifth bit of an index, which belongs to the neighbour, not matter. */
+static inline void int4_rows(const uint8_t *tile, int pair, __m512i *even, __m512i *odd) {
+    __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tile + 32 * pair)));
+    *even = _mm512_permutexvar_epi16(bytes, nibble_table(tile, 2 * pair));
+    *odd = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), nibble_table(tile, 2 * pair + 1));
+}
+
+static inline __m512i int8_row(const uint8_t *tile, int row) {
+    __m256i bytes = _mm256_loadu_si256((const __m256i *)(tile + 32 * row));
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* `count` tiles of a quantized weight as bf16 tiles. */
+static void unpack_tiles(const uint8_t *source, int64_t kind, int64_t count, bf16 *out) {
+    for (int64_t t = 0; t < count; t++, source += tile_bytes(kind), out += TILE)
+        for (int row = 0; row < 16; row += 2) {
+            __m512i even, odd;
+            if (kind == WEIGHT_INT8) even = int8_row(source, row), odd = int8_row(source, row + 1);
+            else int4_rows(source, row / 2, &even, &odd);
+            _mm512_storeu_si512(out + row * 32, even);
+            _mm512_storeu_si512(out + row * 32 + 32, odd);
+        }
+}
+
+/* x: rows x inputs, row-major -> B tiles [ceil(rows/16)][input tiles][16 pairs][16 rows][2]; absent rows and inputs are zero. */
+void owngpt_step_pack_rows(const int64_t *slots, int me, int threads) {
+    const bf16 *x = POINTER(const bf16, 0);
+    bf16 *tiles = POINTER(bf16, 1);
+    int64_t rows = slots[2], inputs = slots[3], stride = slots[4], depth = (inputs + 31) / 32, groups = (rows + 15) / 16;
+    int64_t first, last;
+    row_share(groups * depth, me, threads, &first, &last);
+    for (int64_t at = first; at < last; at++) {
+        int64_t group = at / depth, k = at % depth * 32;
+        int present = (int)(rows - group * 16 < 16 ? rows - group * 16 : 16);
+        __mmask32 inside = inputs - k >= 32 ? 0xffffffffu : (1u << (inputs - k)) - 1;
+        __m512i r[16];
+        for (int i = 0; i < 16; i++)
+            r[i] = i < present ? _mm512_maskz_loadu_epi16(inside, x + (group * 16 + i) * stride + k) : _mm512_setzero_si512();
+        transpose16(r);
+        for (int i = 0; i < 16; i++) _mm512_storeu_si512(tiles + at * TILE + i * 32, r[i]);
+    }
+}
+
+typedef struct {
+    const uint8_t *weight;
+    const float *scales, *bias; /* an output each, or NULL */
+    int64_t kind, outputs, inputs, rows, depth, out_stride, x_stride;
+    const bf16 *x, *tiles; /* row-major rows x inputs; packed */
+    void *out;
+    int wide; /* out is float, else bf16 */
+} Linear;
+
+static inline __m512 finish(const Linear *l, int64_t output, __m512 sums, __mmask16 here) {
+    if (l->scales) sums = _mm512_mul_ps(sums, _mm512_maskz_loadu_ps(here, l->scales + output));
+    if (l->bias) sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(here, l->bias + output));
+    return sums;
+}
+
+static inline void put(const Linear *l, int64_t row, int64_t output, __m512 sums, __mmask16 here) {
+    sums = finish(l, output, sums, here);
+    int64_t at = row * l->out_stride + output;
+    if (l->wide) _mm512_mask_storeu_ps((float *)l->out + at, here, sums);
+    else _mm256_mask_storeu_epi16((bf16 *)l->out + at, here, (__m256i)_mm512_cvtneps_pbh(sums));
+}
+
+static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
+    int64_t left = l->outputs - output;
+    return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
+}
+
+enum { FEW = 8 };
+
+/* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
+static inline void ask_ahead(const uint8_t *tile, int64_t block_bytes, int64_t bytes) {
+    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)tile + block_bytes + line, _MM_HINT_T0);
+}
+
+static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {
+    __mmask32 inside = l->inputs - 32 * k >= 32 ? 0xffffffffu : (1u << (l->inputs - 32 * k)) - 1;
+    return (__m512bh)_mm512_maskz_loadu_epi16(inside, l->x + row * l->x_stride + 32 * k);
+}
+
+/* Vector dot products of `lines` of a tile's outputs (from `from` on) with `rows` tokens. Both are constants where this is
+ * inlined, so that the sums stay in registers. An int4 group is summed as nibbles and multiplied once. */
+static inline __attribute__((always_inline)) void few_lines(const Linear *l, const uint8_t *tile, int64_t ahead, int from, const int lines,
+                                                            const int rows, float *out) {
+    const __m512i nibbles = (__m512i)_mm512_cvtne2ps_pbh(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
+                                                         _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+    int64_t bytes = tile_bytes(l->kind);
+    __m512 sums[lines][rows];
+    for (int i = 0; i < lines; i++)
+        for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
+        __m512bh x[rows];
+        for (int m = 0; m < rows; m++) x[m] = row_of(l, m, k);
+        if (!from) ask_ahead(tile, ahead, bytes);
+        if (l->kind == WEIGHT_INT4) {
+            float factors[16];
+            _mm512_storeu_ps(factors, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 256))));
+            for (int i = 0; i < lines; i += 2) {
+                __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tile + 16 * (from + i))));
+                __m512bh even = (__m512bh)_mm512_permutexvar_epi16(both, nibbles);
+                __m512bh odd = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), nibbles);
+                for (int m = 0; m < rows; m++) {
+                    sums[i][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), even, x[m]), _mm512_set1_ps(factors[from + i]), sums[i][m]);
+                    sums[i + 1][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), odd, x[m]), _mm512_set1_ps(factors[from + i + 1]), sums[i + 1][m]);
+                }
+            }
+        } else
+            for (int i = 0; i < lines; i++) {
+                __m512bh w = (__m512bh)(l->kind == WEIGHT_BF16 ? _mm512_loadu_si512(tile + 64 * (from + i)) : int8_row(tile, from + i));
+                for (int m = 0; m < rows; m++) sums[i][m] = _mm512_dpbf16_ps(sums[i][m], w, x[m]);
+            }
+    }
+    for (int i = 0; i < lines; i++)
+        for (int m = 0; m < rows; m++) out[m * 16 + from + i] = _mm512_reduce_add_ps(sums[i][m]);
+}
+
+/* What int4's offsets add: for 16 outputs, the sum over groups of offset * (sum of the group's inputs). */
+static void add_offsets(const Linear *l, const uint8_t *tile, const float *group_sums, float *out) {
+    for (int64_t m = 0; m < l->rows; m++) {
+        __m512 sums = _mm512_loadu_ps(out + 16 * m);
+        for (int64_t k = 0; k < l->depth; k++) {
+            __m512 offsets = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + k * 320 + 288)));
+            sums = _mm512_fmadd_ps(offsets, _mm512_set1_ps(group_sums[m * l->depth + k]), sums);
+        }
+        _mm512_storeu_ps(out + 16 * m, sums);
+    }
+}
+
+#define FEW_CASE(count, lines)                                                                                                \
+    case count:                                                                                                               \
+        for (int from = 0; from < 16; from += lines) few_lines(l, tile, ahead, from, lines, count, out);                      \
+        break
+
+/* Up to eight rows, 16 outputs at a time; the weight is read from memory once. `group_sums`: scratch of rows x depth floats. */
+static void few_rows(const Linear *l, int64_t first, int64_t last, float *group_sums) {
+    int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
+    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+    if (l->kind == WEIGHT_INT4)
+        for (int64_t m = 0; m < l->rows; m++)
+            for (int64_t k = 0; k < l->depth; k++)
+                group_sums[m * l->depth + k] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), row_of(l, m, k), ones));
+    for (int64_t block = first; block < last; block++) {
+        const uint8_t *tile = l->weight + block * ahead;
+        float out[FEW * 16] __attribute__((aligned(64)));
+        switch (l->rows) {
+            FEW_CASE(1, 16);
+            FEW_CASE(2, 8);
+            FEW_CASE(3, 8);
+            FEW_CASE(4, 4);
+            FEW_CASE(5, 4);
+            FEW_CASE(6, 4);
+            FEW_CASE(7, 2);
+            FEW_CASE(8, 2);
+        }
+        if (l->kind == WEIGHT_INT4) add_offsets(l, tile, group_sums, out);
+        for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
+    }
+}
+
+/* C tile of 16 outputs x 16 tokens (tokens `row` on) -> rows of the output. */
+static void put_tile(const Linear *l, const float *c, int64_t row, int64_t output) {
+    __mmask16 here = outputs_here(l, output);
+    int64_t present = l->rows - row < 16 ? l->rows - row : 16;
+    if (!here) return;
+    __m512i t[16];
+    for (int i = 0; i < 16; i++) t[i] = _mm512_loadu_si512(c + 16 * i);
+    transpose16(t);
+    for (int i = 0; i < present; i++) put(l, row + i, output, _mm512_castsi512_ps(t[i]), here);
+}
+
+/* 32 outputs (weights w0, w1) for every token; the tokens of two tiles at a time. `next`: what the next call will read. */
+static void many_rows(const Linear *l, const bf16 *w0, const bf16 *w1, int64_t output, const uint8_t *next, int64_t next_bytes) {
+    float c[4 * 256] __attribute__((aligned(64)));
+    int64_t groups = (l->rows + 15) / 16;
+    for (int64_t g = 0; g < groups; g += 2) {
+        const bf16 *x0 = l->tiles + g * l->depth * TILE, *x1 = g + 1 < groups ? x0 + l->depth * TILE : x0;
+        TILES_ZERO();
+        for (int64_t k = 0; k < l->depth; k++) {
+            if (!g)
+                for (int64_t line = next_bytes * k / l->depth / 64; line < next_bytes * (k + 1) / l->depth / 64; line++)
+                    _mm_prefetch((const char *)next + 64 * line, _MM_HINT_T1);
+            _tile_loadd(4, w0 + k * TILE, 64);
+            _tile_loadd(5, w1 + k * TILE, 64);
+            _tile_loadd(6, x0 + k * TILE, 64);
+            if (g + 1 < groups) {
+                _tile_loadd(7, x1 + k * TILE, 64);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
+            } else {
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_dpbf16ps(2, 5, 6);
+            }
+        }
+        TILES_STORE(c, c + 256, c + 512, c + 768, 64);
+        put_tile(l, c, g * 16, output);
+        put_tile(l, c + 512, g * 16, output + 16);
+        if (g + 1 == groups) continue;
+        put_tile(l, c + 256, g * 16 + 16, output);
+        put_tile(l, c + 768, g * 16 + 16, output + 16);
+    }
+}
+
+/* slots: weight, kind, outputs, inputs, scales, bias, x, its stride, packed x (NULL: vector products, for up to 8 rows), rows, out, out's stride, wide, scratch of
+ * 2 x depth tiles a thread. */
+void owngpt_step_linear(const int64_t *slots, int me, int threads) {
+    Linear l = {POINTER(const uint8_t, 0), POINTER(const float, 4), POINTER(const float, 5), slots[1], slots[2], slots[3], slots[9],
+                (slots[3] + 31) / 32, slots[11], slots[7], POINTER(const bf16, 6), POINTER(const bf16, 8), POINTER(void, 10), (int)slots[12]};
+    int64_t blocks = (l.outputs + 15) / 16, first, last;
+    if (!l.tiles) {
+        row_share(blocks, me, threads, &first, &last);
+        few_rows(&l, first, last, POINTER(float, 13) + me * l.depth * TILE);
+        return;
+    }
+    bf16 *scratch = POINTER(bf16, 13) + me * 2 * l.depth * TILE;
+    row_share((blocks + 1) / 2, me, threads, &first, &last);
+    for (int64_t pair = first; pair < last; pair++) {
+        int two = 2 * pair + 1 < blocks;
+        const uint8_t *source = l.weight + 2 * pair * l.depth * tile_bytes(l.kind);
+        const bf16 *w = (const bf16 *)source;
+        if (l.kind != WEIGHT_BF16) {
+            unpack_tiles(source, l.kind, l.depth * (1 + two), scratch);
+            w = scratch;
+        }
+        int64_t bytes = 2 * l.depth * tile_bytes(l.kind);
+        many_rows(&l, w, two ? w + l.depth * TILE : w, 32 * pair, source + bytes, pair + 1 < last ? bytes : 0);
+    }
+}
+
+/* Rows of a packed weight: slots weight, kind, inputs, scales, ids, rows, out (bf16), factor, whether ids have 32 bits. */
+void owngpt_step_embed(const int64_t *slots, int me, int threads) {
+    const uint8_t *weight = POINTER(const uint8_t, 0);
+    const float *scales = POINTER(const float, 3);
+    bf16 *out = POINTER(bf16, 6);
+    int64_t kind = slots[1], inputs = slots[2], depth = (inputs + 31) / 32, bytes = tile_bytes(kind), first, last;
+    float factor = NUMBER(7);
+    row_share(slots[5], me, threads, &first, &last);
+    for (int64_t row = first; row < last; row++) {
+        int64_t id = slots[8] ? POINTER(const int32_t, 4)[row] : POINTER(const int64_t, 4)[row], lane = id % 16;
+        float scale = factor * (scales ? scales[id] : 1.0f);
+        for (int64_t k = 0; k < depth; k++) {
+            const uint8_t *tile = weight + (id / 16 * depth + k) * bytes;
+            __m512i even, odd, values;
+            if (kind == WEIGHT_BF16) values = _mm512_loadu_si512(tile + 64 * lane);
+            else if (kind == WEIGHT_INT8) values = int8_row(tile, (int)lane);
+            else { int4_rows(tile, (int)lane / 2, &even, &odd); values = lane % 2 ? odd : even; }
+            bf16 parts[32];
+            _mm512_storeu_si512(parts, values);
+            for (int64_t i = 0; i < 32 && 32 * k + i < inputs; i++) out[row * inputs + 32 * k + i] = scale == 1.0f ? parts[i] : to_bf16(to_float(parts[i]) * scale);
+        }
+    }
+}
+#endif

@@ -1,0 +1,214 @@
+/* Attention over a key-value cache in blocks of 32 tokens (paged attention, arXiv 2309.06180), for many sequences at once.
+ *
+ * A block of one key-value head holds its keys as AMX B tiles over head elements, [size/32][2 x 16 keys][16 pairs][16 keys][2],
+ * and its values as B tiles over keys, [size/16][16 key pairs][16 elements][2]: what is stored is what both the tile products of
+ * a prompt and the vector products of one new token read, and nothing is gathered or transposed again.
+ * A segment is one sequence's part of a call: `count` tokens that follow `before` ones in its cache. */
+#include "steps.h"
+
+#ifdef __AMX_BF16__
+
+enum { BLOCK = 32, QUERIES = 32 };
+#define LOG2E 1.44269504f
+
+typedef struct {
+    int32_t first, count, before, table; /* first row of the call; tokens; tokens in the cache before; where its blocks begin in `tables` */
+} Segment;
+
+typedef struct {
+    const Segment *segments;
+    const int32_t *tables;
+    bf16 *keys, *values; /* this layer's: blocks x groups x (32 * size) */
+    int64_t heads, groups, size, window;
+    float scale;
+    const float *sinks;
+    const bf16 *query; /* rows of query_stride */
+    int64_t query_stride;
+    bf16 *out; /* rows x heads*size */
+} Paged;
+
+static inline int64_t block_at(const Paged *p, const Segment *s, int64_t token, int64_t group) {
+    return ((int64_t)p->tables[s->table + token / BLOCK] * p->groups + group) * BLOCK * p->size;
+}
+
+/* slots: segments, their number, tables, keys, values, groups, size, key (rows of stride), stride, value, stride. */
+void owngpt_step_append(const int64_t *slots, int me, int threads) {
+    Paged p = {.segments = POINTER(const Segment, 0), .tables = POINTER(const int32_t, 2), .keys = POINTER(bf16, 3),
+               .values = POINTER(bf16, 4), .groups = slots[5], .size = slots[6]};
+    for (int64_t n = 0; n < slots[1]; n++) {
+        const Segment *s = p.segments + n;
+        int64_t first, last; /* whole token pairs and both halves of a group stay with one thread: no word is written by two */
+        row_share(p.groups, me, threads, &first, &last);
+        for (int64_t g = first; g < last; g++)
+            for (int64_t i = 0; i < s->count; i++) {
+                int64_t token = s->before + i, at = token % BLOCK, block = block_at(&p, s, token, g);
+                const uint32_t *key = (const uint32_t *)(POINTER(const bf16, 7) + (s->first + i) * slots[8] + g * p.size);
+                const bf16 *value = POINTER(const bf16, 9) + (s->first + i) * slots[10] + g * p.size;
+                uint32_t *pairs = (uint32_t *)(p.keys + block);
+                for (int64_t d = 0; d < p.size / 2; d++) pairs[(d / 16 * 2 + at / 16) * 256 + d % 16 * 16 + at % 16] = key[d];
+                bf16 *store = p.values + block + at / 2 * 32 + at % 2;
+                for (int64_t d = 0; d < p.size; d++) store[d / 16 * 512 + d % 16 * 2] = value[d];
+            }
+    }
+}
+
+/* One new token, the `many` query heads of one group from `head` on. scores: many x padded context floats; weights: as many bf16. */
+static inline __attribute__((always_inline)) void attend_one(const Paged *p, const Segment *s, int64_t head, const int many, float *scores, bf16 *weights) {
+    int64_t size = p->size, end = s->before + 1, group = head / (p->heads / p->groups), room = (end + BLOCK - 1) / BLOCK * BLOCK;
+    int64_t low = p->window && end > p->window ? end - p->window : 0, start = low / BLOCK * BLOCK;
+    const bf16 *query = p->query + s->first * p->query_stride + head * size;
+    __m512 factor = _mm512_set1_ps(p->scale * LOG2E), top[many];
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int h = 0; h < many; h++) top[h] = _mm512_set1_ps(-1e30f);
+    for (int64_t j = start; j < end; j += BLOCK) {
+        const bf16 *keys = p->keys + block_at(p, s, j, group);
+        __m512 sums[many][2];
+        for (int h = 0; h < many; h++) sums[h][0] = sums[h][1] = _mm512_setzero_ps();
+        for (int64_t d = 0; d < size / 2; d++) {
+            const bf16 *tile = keys + d / 16 * 1024 + d % 16 * 32;
+            __m512bh k0 = (__m512bh)_mm512_loadu_si512(tile), k1 = (__m512bh)_mm512_loadu_si512(tile + 512);
+            for (int h = 0; h < many; h++) {
+                __m512bh q = (__m512bh)_mm512_set1_epi32(((const int32_t *)(query + h * size))[d]);
+                sums[h][0] = _mm512_dpbf16_ps(sums[h][0], k0, q);
+                sums[h][1] = _mm512_dpbf16_ps(sums[h][1], k1, q);
+            }
+        }
+        for (int side = 0; side < 2; side++) {
+            __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)(j + 16 * side)));
+            __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32((int)low)) & _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32((int)end));
+            for (int h = 0; h < many; h++) {
+                __m512 value = _mm512_mask_blend_ps(seen, _mm512_set1_ps(-1e30f), _mm512_mul_ps(sums[h][side], factor));
+                top[h] = _mm512_max_ps(top[h], value);
+                _mm512_storeu_ps(scores + h * room + j + 16 * side, value);
+            }
+        }
+    }
+    float inverse[many];
+    for (int h = 0; h < many; h++) {
+        float highest = _mm512_reduce_max_ps(top[h]), sink = p->sinks ? p->sinks[head + h] * LOG2E : -1e30f;
+        if (sink > highest) highest = sink;
+        __m512 total = _mm512_setzero_ps(), shift = _mm512_set1_ps(highest);
+        for (int64_t j = start; j < room; j += 16) {
+            __m512 value = exp2_16(_mm512_sub_ps(_mm512_loadu_ps(scores + h * room + j), shift));
+            total = _mm512_add_ps(total, value);
+            _mm256_storeu_si256((__m256i *)(weights + h * room + j), (__m256i)_mm512_cvtneps_pbh(value));
+        }
+        inverse[h] = 1.0f / (_mm512_reduce_add_ps(total) + (p->sinks ? exp2f(sink - highest) : 0.0f));
+    }
+    for (int64_t d = 0; d < size; d += 16) {
+        __m512 sums[many];
+        for (int h = 0; h < many; h++) sums[h] = _mm512_setzero_ps();
+        for (int64_t j = start; j < end; j += BLOCK) {
+            const bf16 *tile = p->values + block_at(p, s, j, group) + d / 16 * 512;
+            for (int pair = 0; pair < 16; pair++) {
+                __m512bh v = (__m512bh)_mm512_loadu_si512(tile + pair * 32);
+                for (int h = 0; h < many; h++)
+                    sums[h] = _mm512_dpbf16_ps(sums[h], v, (__m512bh)_mm512_set1_epi32(((const int32_t *)(weights + h * room + j))[pair]));
+            }
+        }
+        for (int h = 0; h < many; h++)
+            _mm256_storeu_si256((__m256i *)(p->out + s->first * p->heads * size + (head + h) * size + d),
+                                (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[h], _mm512_set1_ps(inverse[h]))));
+    }
+}
+
+/* Softmax of one query's row of scores over keys [start, end), visible from low to last; weights as bf16; returns 1/sum. */
+static float softmax_row(const Paged *p, float *scores, bf16 *weights, int64_t start, int64_t end, int64_t low, int64_t last, int64_t head) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    __m512 factor = _mm512_set1_ps(p->scale * LOG2E), top = _mm512_set1_ps(-1e30f), total = _mm512_setzero_ps();
+    for (int64_t j = start; j < end; j += 16) {
+        __m512 value = _mm512_mul_ps(_mm512_loadu_ps(scores + j - start), factor);
+        if (j < low || j + 15 > last) {
+            __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)j));
+            __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32((int)low)) & _mm512_cmple_epi32_mask(key, _mm512_set1_epi32((int)last));
+            value = _mm512_mask_blend_ps(seen, _mm512_set1_ps(-1e30f), value);
+        }
+        top = _mm512_max_ps(top, value);
+        _mm512_storeu_ps(scores + j - start, value);
+    }
+    float highest = _mm512_reduce_max_ps(top), sink = p->sinks ? p->sinks[head] * LOG2E : -1e30f;
+    if (sink > highest) highest = sink;
+    __m512 shift = _mm512_set1_ps(highest);
+    for (int64_t j = start; j < end; j += 16) {
+        __m512 value = exp2_16(_mm512_sub_ps(_mm512_loadu_ps(scores + j - start), shift));
+        total = _mm512_add_ps(total, value);
+        _mm256_storeu_si256((__m256i *)(weights + j - start), (__m256i)_mm512_cvtneps_pbh(value));
+    }
+    return 1.0f / (_mm512_reduce_add_ps(total) + (p->sinks ? exp2f(sink - highest) : 0.0f));
+}
+
+/* 32 queries of one head (those of the segment from `from` on) against all keys that any of them sees.
+ * scores: 32 x room floats, weights: 32 x room bf16. */
+static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t from, float *scores, bf16 *weights) {
+    int64_t size = p->size, group = head / (p->heads / p->groups), present = s->count - from < QUERIES ? s->count - from : QUERIES;
+    int64_t position = s->before + from, end = (position + present + BLOCK - 1) / BLOCK * BLOCK;
+    int64_t low = p->window && position + 1 > p->window ? position + 1 - p->window : 0, start = low / BLOCK * BLOCK, room = end - start;
+    bf16 query[QUERIES * 512] __attribute__((aligned(64)));
+    float inverse[QUERIES], c[QUERIES * 32] __attribute__((aligned(64)));
+    for (int64_t i = 0; i < QUERIES; i++) {
+        if (i < present) memcpy(query + i * size, p->query + (s->first + from + i) * p->query_stride + head * size, sizeof(bf16) * (size_t)size);
+        else memset(query + i * size, 0, sizeof(bf16) * (size_t)size);
+    }
+    for (int64_t j = start; j < end; j += BLOCK) {
+        const bf16 *keys = p->keys + block_at(p, s, j, group);
+        TILES_ZERO();
+        for (int64_t k = 0; k < size / 32; k++)
+            TILES_STEP(query + 32 * k, query + 16 * size + 32 * k, size * 2, keys + k * 1024, keys + k * 1024 + 512, 64);
+        float *out = scores + j - start;
+        TILES_STORE(out, out + 16, out + 16 * room, out + 16 * room + 16, room * 4);
+    }
+    for (int64_t i = 0; i < QUERIES; i++) {
+        int64_t last = position + i, first = p->window && last + 1 > p->window ? last + 1 - p->window : 0;
+        if (i < present) inverse[i] = softmax_row(p, scores + i * room, weights + i * room, start, end, first, last, head);
+        else memset(weights + i * room, 0, sizeof(bf16) * (size_t)room);
+    }
+    for (int64_t d = 0; d < size; d += 32) {
+        TILES_ZERO();
+        for (int64_t j = start; j < end; j += BLOCK) {
+            const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512, *w = weights + j - start;
+            TILES_STEP(w, w + 16 * room, room * 2, values, values + 512, 64);
+        }
+        TILES_STORE(c, c + 16, c + 16 * 32, c + 16 * 32 + 16, 32 * 4);
+        for (int64_t i = 0; i < present; i++) {
+            __m512 f = _mm512_set1_ps(inverse[i]);
+            bf16 *out = p->out + (s->first + from + i) * p->heads * size + head * size + d;
+            for (int side = 0; side < 32; side += 16)
+                _mm256_storeu_si256((__m256i *)(out + side), (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(f, _mm512_loadu_ps(c + i * 32 + side))));
+        }
+    }
+}
+
+static void attend_heads(const Paged *p, const Segment *s, int64_t head, int64_t many, float *scores, bf16 *weights) {
+    for (; many >= 4; many -= 4, head += 4) attend_one(p, s, head, 4, scores, weights);
+    if (many == 3) attend_one(p, s, head, 3, scores, weights);
+    else if (many == 2) attend_one(p, s, head, 2, scores, weights);
+    else if (many == 1) attend_one(p, s, head, 1, scores, weights);
+}
+
+/* slots: segments, their number, tables, keys, values, groups, size, query, its stride, out, heads, window, scale, sinks or NULL,
+ * scratch bytes a thread and scratch: 32 x padded context x 6 bytes each.
+ * Work is dealt out by what it costs: keys times queries. */
+void owngpt_step_attend(const int64_t *slots, int me, int threads) {
+    Paged p = {POINTER(const Segment, 0), POINTER(const int32_t, 2), POINTER(bf16, 3), POINTER(bf16, 4), slots[10], slots[5], slots[6],
+               slots[11], NUMBER(12), POINTER(const float, 13), POINTER(const bf16, 7), slots[8], POINTER(bf16, 9)};
+    char *scratch = POINTER(char, 15) + me * slots[14];
+    float *scores = (float *)scratch;
+    bf16 *weights = (bf16 *)(scratch + slots[14] / 6 * 4);
+    int64_t total = 0, done = 0, per_group = p.heads / p.groups;
+    for (int64_t n = 0; n < slots[1]; n++) total += p.segments[n].count * (p.segments[n].before + p.segments[n].count) * p.heads;
+    int64_t from = total * me / threads, to = total * (me + 1) / threads;
+    for (int64_t n = 0; n < slots[1]; n++) {
+        const Segment *s = p.segments + n;
+        int64_t keys = s->before + s->count;
+        int64_t unit = s->count == 1 && slots[1] * p.groups >= 2 * threads ? per_group : 1;
+        for (int64_t head = 0; head < p.heads; head += unit)
+            for (int64_t q = 0; q < s->count; q += QUERIES) {
+                int64_t here = s->count - q < QUERIES ? s->count - q : QUERIES, middle = done + here * keys * unit / 2;
+                done += here * keys * unit;
+                if (middle < from || middle >= to) continue;
+                if (s->count == 1) attend_heads(&p, s, head, unit, scores, weights);
+                else attend_many(&p, s, head, q, scores, weights);
+            }
+    }
+}
+#endif

@@ -1,0 +1,50 @@
+/* Runs an array of steps inside one parallel region. */
+#include "steps.h"
+
+#ifdef __AMX_BF16__
+#include <sched.h>
+#include <stdatomic.h>
+
+static const StepFunction FUNCTIONS[] = {
+    owngpt_step_pack_rows, owngpt_step_linear, owngpt_step_embed, owngpt_step_norm, owngpt_step_rotate,
+    owngpt_step_gated, owngpt_step_pointwise, owngpt_step_gather, owngpt_step_append, owngpt_step_attend, owngpt_step_add,
+};
+enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 20000 };
+
+typedef struct {
+    _Alignas(64) atomic_int waiting;
+    _Alignas(64) atomic_int round;
+} Barrier;
+
+/* All threads meet; spinning is short, since a step takes microseconds, and gives way when a thread was taken off its core. */
+static void meet(Barrier *barrier, int threads) {
+    int round = atomic_load_explicit(&barrier->round, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&barrier->waiting, 1, memory_order_acq_rel) == threads - 1) {
+        atomic_store_explicit(&barrier->waiting, 0, memory_order_relaxed);
+        atomic_store_explicit(&barrier->round, round + 1, memory_order_release);
+        return;
+    }
+    for (int spins = 0; atomic_load_explicit(&barrier->round, memory_order_acquire) == round; spins++) {
+        if (spins < PATIENCE) _mm_pause();
+        else sched_yield();
+    }
+}
+
+/* Returns 0, or 1 when a kind is unknown (then nothing ran). */
+int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
+    for (int64_t i = 0; i < count; i++)
+        if (steps[i].kind < 0 || steps[i].kind >= KINDS) return 1;
+    Barrier barrier = {0};
+#pragma omp parallel num_threads(threads)
+    {
+        int me = omp_get_thread_num(), all = omp_get_num_threads();
+        tiles_begin();
+        for (int64_t i = 0; i < count; i++) {
+            FUNCTIONS[steps[i].kind](steps[i].slots, me, all);
+            if (i + 1 < count) meet(&barrier, all);
+        }
+        tiles_end();
+    }
+    return 0;
+}
+#endif

@@ -1,0 +1,33 @@
+"""What a model writes after the openings of text it never saw."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from owngpt.config.generation import GenerationConfig
+from owngpt.data.corpus import Corpus
+from owngpt.engine.generate import generate
+from owngpt.model.gpt import GPT
+from owngpt.text.tokenizer import Tokenizer
+
+SAMPLE_TOKENS = 60
+SAMPLES = 3
+
+
+def openings(corpus: Corpus, tokenizer: Tokenizer) -> list[list[int]]:
+    """The openings of held-out passages (of training text when nothing is held out), as token ids."""
+    split = corpus.validation if corpus.validation.documents else corpus.train
+    pieces = split.sample(SAMPLES * 2000, piece_bytes=2000)[:SAMPLES]
+    return [tokenizer.encode(piece[:300])[:24] for piece in pieces]
+
+
+def write_samples(network: GPT, tokenizer: Tokenizer, prompts: list[list[int]], seed: int) -> list[dict[str, Any]]:
+    """One continuation of each prompt: ``prompt`` and ``text``."""
+    limit = network.config.context_length
+    config = GenerationConfig(max_new_tokens=min(SAMPLE_TOKENS, limit // 2), temperature=0.8, top_p=0.95, seed=seed % 2**32)
+    samples = []
+    for prompt in prompts:
+        ids = prompt[: limit // 2]
+        text = generate(network, tokenizer, ids, config)[0].text
+        samples.append({"prompt": tokenizer.decode(ids), "text": text})
+    return samples
