@@ -18,6 +18,9 @@ typedef struct {
     const int32_t *starts;                                      /* batch x time, or NULL */
 } Shape;
 
+/* Between rows that run over time. Not a power of two: tile rows 1,024 tokens apart would all fall into one cache set. */
+static inline int64_t apart(int64_t length) { return length + 32; }
+
 static inline int64_t padded(int time) { return ((int64_t)time + PANEL - 1) / PANEL * PANEL; }
 
 /* First visible key of each of the 32 queries of a block; lanes past the end see nothing. Returns the smallest. */
@@ -46,7 +49,7 @@ static void copy_rows(const bf16 *source, int64_t stride, int time, int size, bf
 }
 
 /* rows x size -> size x padded rows */
-static void copy_transposed(const bf16 *rows, int64_t length, int size, bf16 *out) {
+static void copy_transposed(const bf16 *rows, int64_t length, int size, bf16 *out, int64_t stride) {
     for (int64_t t = 0; t < length; t += 32)
         for (int d = 0; d < size; d += 32)
             for (int half = 0; half < 32; half += 16) {
@@ -58,7 +61,7 @@ static void copy_transposed(const bf16 *rows, int64_t length, int size, bf16 *ou
                     r[pair] = _mm512_or_si512(even, _mm512_slli_epi32(odd, 16));
                 }
                 transpose16(r);
-                for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (int64_t)(d + half + i) * length + t, r[i]);
+                for (int i = 0; i < 16; i++) _mm512_storeu_si512(out + (int64_t)(d + half + i) * stride + t, r[i]);
             }
 }
 
@@ -135,25 +138,25 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
                      bf16 *out, float *log_sums, const int32_t *starts, int batch, int time, int heads, int groups, int size,
                      int window, float scale, int threads) {
     Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
-    int64_t length = padded(time);
+    int64_t length = padded(time), stride = apart(length);
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        char *memory = aligned_alloc(64, (size_t)(length * size * 4 + length * BLOCK * 6 + size * BLOCK * 6 + 4096));
+        char *memory = aligned_alloc(64, (size_t)((length + stride) * size * 2 + length * BLOCK * 6 + size * BLOCK * 6 + 4096));
         if (!memory) {
 #pragma omp atomic write
             failed = 1;
         }
-        bf16 *keys = (bf16 *)memory, *values_t = keys + length * size, *tiles = values_t + length * size, *packed = tiles + length * BLOCK;
+        bf16 *keys = (bf16 *)memory, *values_t = keys + length * size, *tiles = values_t + stride * size, *packed = tiles + length * BLOCK;
         float *scores = (float *)(packed + size * BLOCK), *columns = scores + length * BLOCK;
         tiles_begin();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic) /* a task is the same on any thread */
         for (int task = 0; task < batch * groups; task++) {
             if (!memory) continue;
             int b = task / groups, g = task % groups;
             int64_t base = (int64_t)b * time;
             copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, keys);
-            copy_transposed(keys, length, size, values_t);
+            copy_transposed(keys, length, size, values_t, stride);
             copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, keys);
             for (int h = g * (heads / groups); h < (g + 1) * (heads / groups); h++)
                 for (int block = 0; block < time; block += BLOCK) {
@@ -167,8 +170,8 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
                     for (int d = 0; d < size; d += 32) {
                         TILES_ZERO();
                         for (int j = low; j < high; j += 32) {
-                            const bf16 *p = tiles + (int64_t)(j - low) / 32 * 1024, *v = values_t + (int64_t)d * length + j;
-                            TILES_STEP(v, v + 16 * length, length * 2, p, p + 512, 64);
+                            const bf16 *p = tiles + (int64_t)(j - low) / 32 * 1024, *v = values_t + (int64_t)d * stride + j;
+                            TILES_STEP(v, v + 16 * stride, stride * 2, p, p + 512, 64);
                         }
                         float *c = columns + d * BLOCK;
                         TILES_STORE(c, c + 16, c + 16 * BLOCK, c + 16 * BLOCK + 16, BLOCK * 4);
@@ -184,27 +187,27 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
 }
 
 typedef struct {
-    bf16 *keys, *values, *keys_t;                              /* [length][size] twice, [size][length] */
+    bf16 *keys, *values, *keys_t;                              /* [length][size] twice, [size][stride] */
     bf16 *query_columns, *grad_columns;                        /* B tiles over columns, per block of 32 queries */
     bf16 *query_pairs, *grad_pairs;                            /* B tiles over rows: [length/32][size/16] tiles */
-    bf16 *weights, *slopes, *slope_tiles;                      /* a panel: [64][length] twice; per block [2 steps][2] tiles */
-    float *d_keys, *d_values, *d_query_t;                      /* [length][size] twice, [size][length] */
+    bf16 *weights, *slopes, *slope_tiles;                      /* a panel: [64][stride] twice; per block [2 steps][2] tiles */
+    float *d_keys, *d_values, *d_query_t;                      /* [length][size] twice, [size][stride] */
     float *delta, *log_sum;                                    /* [length] */
     float scores[BLOCK * BLOCK], products[BLOCK * BLOCK];
 } Workspace;
 
 static size_t workspace_bytes(int64_t length, int size) {
-    return (size_t)(length * size * (2 * 7 + 4 * 3) + length * PANEL * 6 + length * 8) + 4096;
+    return (size_t)(apart(length) * size * (2 * 7 + 4 * 3) + apart(length) * PANEL * 6 + length * 8) + 4096;
 }
 
 static void workspace_lay(Workspace *w, char *memory, int64_t length, int size) {
     bf16 *half = (bf16 *)memory;
     bf16 **parts[] = {&w->keys, &w->values, &w->keys_t, &w->query_columns, &w->grad_columns, &w->query_pairs, &w->grad_pairs};
-    for (int i = 0; i < 7; i++, half += length * size) *parts[i] = half;
-    w->weights = half, w->slopes = half + length * PANEL, w->slope_tiles = half + 2 * length * PANEL;
-    float *full = (float *)(half + 3 * length * PANEL);
+    for (int i = 0; i < 7; i++, half += apart(length) * size) *parts[i] = half;
+    w->weights = half, w->slopes = half + apart(length) * PANEL, w->slope_tiles = half + 2 * apart(length) * PANEL;
+    float *full = (float *)(half + 3 * apart(length) * PANEL);
     w->d_keys = full, w->d_values = full + length * size, w->d_query_t = full + 2 * length * size;
-    w->delta = full + 3 * length * size, w->log_sum = w->delta + length;
+    w->delta = full + (2 * length + apart(length)) * size, w->log_sum = w->delta + length;
 }
 
 /* All that one head's queries bring to the products, and delta = sum(d_out * out) per query. */
@@ -233,7 +236,7 @@ static void load_head(const Shape *s, Workspace *w, const bf16 *query, const bf1
 
 /* Probabilities and their slopes of 32 keys x 32 queries: rows for the key-side products, tiles for the query side. */
 static void slope_block(const Shape *s, Workspace *w, int j0, int block, const int32_t first[BLOCK], int all_first, bf16 *weights, bf16 *slopes,
-                        int64_t length, bf16 *tiles) {
+                        int64_t stride, bf16 *tiles) {
     for (int side = 0; side < 2; side++) {
         __m512 log_sum = _mm512_loadu_ps(w->log_sum + block + 16 * side), delta = _mm512_loadu_ps(w->delta + block + 16 * side);
         __m512 factor = _mm512_set1_ps(s->scale * LOG2E), scale = _mm512_set1_ps(s->scale);
@@ -249,8 +252,8 @@ static void slope_block(const Shape *s, Workspace *w, int j0, int block, const i
                     p = _mm512_maskz_mov_ps(_mm512_cmple_epi32_mask(lane_first, key) & _mm512_cmple_epi32_mask(key, lane_last), p);
                 }
                 slope[odd] = _mm512_mul_ps(_mm512_mul_ps(p, scale), _mm512_sub_ps(_mm512_loadu_ps(w->products + at), delta));
-                _mm256_storeu_si256((__m256i *)(weights + (j + odd) * length + 16 * side), (__m256i)_mm512_cvtneps_pbh(p));
-                _mm256_storeu_si256((__m256i *)(slopes + (j + odd) * length + 16 * side), (__m256i)_mm512_cvtneps_pbh(slope[odd]));
+                _mm256_storeu_si256((__m256i *)(weights + (j + odd) * stride + 16 * side), (__m256i)_mm512_cvtneps_pbh(p));
+                _mm256_storeu_si256((__m256i *)(slopes + (j + odd) * stride + 16 * side), (__m256i)_mm512_cvtneps_pbh(slope[odd]));
             }
             _mm512_storeu_si512(tiles + side * 512 + j / 2 * 32, pair_up(slope[0], slope[1]));
         }
@@ -258,35 +261,36 @@ static void slope_block(const Shape *s, Workspace *w, int j0, int block, const i
 }
 
 /* sum[64 keys][size] += panel rows (64 x queries [from, to)) times the head's pairs */
-static void panel_product(const bf16 *panel, int64_t length, const bf16 *pairs, int from, int to, int size, float *sum) {
+static void panel_product(const bf16 *panel, int64_t stride, const bf16 *pairs, int from, int to, int size, float *sum) {
     for (int half = 0; half < PANEL; half += 32)
         for (int d = 0; d < size; d += 32) {
             float *c = sum + (int64_t)half * size + d;
             TILES_LOAD(c, c + 16, c + 16 * size, c + 16 * size + 16, size * 4);
             for (int i = from; i < to; i += 32) {
-                const bf16 *a = panel + half * length + i, *b = pairs + (int64_t)i * size + d * 32;
-                TILES_STEP(a, a + 16 * length, length * 2, b, b + 512, 64);
+                const bf16 *a = panel + half * stride + i, *b = pairs + (int64_t)i * size + d * 32;
+                TILES_STEP(a, a + 16 * stride, stride * 2, b, b + 512, 64);
             }
             TILES_STORE(c, c + 16, c + 16 * size, c + 16 * size + 16, size * 4);
         }
 }
 
 /* d_query_t[size][32 queries] += keys_t (size x 64 keys) times the slopes of the panel */
-static void query_product(const Workspace *w, int j0, int block, int64_t length, int size, const bf16 *tiles) {
+static void query_product(const Workspace *w, int j0, int block, int64_t stride, int size, const bf16 *tiles) {
     for (int d = 0; d < size; d += 32) {
-        float *c = w->d_query_t + (int64_t)d * length + block;
-        TILES_LOAD(c, c + 16, c + 16 * length, c + 16 * length + 16, length * 4);
+        float *c = w->d_query_t + (int64_t)d * stride + block;
+        TILES_LOAD(c, c + 16, c + 16 * stride, c + 16 * stride + 16, stride * 4);
         for (int step = 0; step < 2; step++) {
-            const bf16 *a = w->keys_t + (int64_t)d * length + j0 + 32 * step;
-            TILES_STEP(a, a + 16 * length, length * 2, tiles + step * 1024, tiles + step * 1024 + 512, 64);
+            const bf16 *a = w->keys_t + (int64_t)d * stride + j0 + 32 * step;
+            TILES_STEP(a, a + 16 * stride, stride * 2, tiles + step * 1024, tiles + step * 1024 + 512, 64);
         }
-        TILES_STORE(c, c + 16, c + 16 * length, c + 16 * length + 16, length * 4);
+        TILES_STORE(c, c + 16, c + 16 * stride, c + 16 * stride + 16, stride * 4);
     }
 }
 
 static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t length) {
     int size = s->size;
-    memset(w->d_query_t, 0, sizeof(float) * (size_t)(length * size));
+    int64_t stride = apart(length);
+    memset(w->d_query_t, 0, sizeof(float) * (size_t)(stride * size));
     for (int j0 = 0; j0 < s->time; j0 += PANEL) {
         int from = j0, to = (int)length;
         for (int block = from; block < to; block += BLOCK) {
@@ -295,8 +299,8 @@ static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t le
             bf16 *tiles = w->slope_tiles + (int64_t)block * PANEL;
             if (lowest >= j0 + PANEL || block >= s->time) { /* nobody here sees this panel */
                 for (int j = 0; j < PANEL; j++) {
-                    memset(w->weights + j * length + block, 0, BLOCK * sizeof(bf16));
-                    memset(w->slopes + j * length + block, 0, BLOCK * sizeof(bf16));
+                    memset(w->weights + j * stride + block, 0, BLOCK * sizeof(bf16));
+                    memset(w->slopes + j * stride + block, 0, BLOCK * sizeof(bf16));
                 }
                 continue;
             }
@@ -304,13 +308,13 @@ static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t le
                 const bf16 *columns = w->query_columns + (int64_t)block * size, *grads = w->grad_columns + (int64_t)block * size;
                 block_product(w->keys + (int64_t)(j0 + half) * size, size, columns, w->scores);
                 block_product(w->values + (int64_t)(j0 + half) * size, size, grads, w->products);
-                slope_block(s, w, j0 + half, block, first, all_first, w->weights + half * length + block, w->slopes + half * length + block, length,
+                slope_block(s, w, j0 + half, block, first, all_first, w->weights + half * stride + block, w->slopes + half * stride + block, stride,
                             tiles + half / 32 * 1024);
             }
-            query_product(w, j0, block, length, size, tiles);
+            query_product(w, j0, block, stride, size, tiles);
         }
-        panel_product(w->weights, length, w->grad_pairs, from, to, size, w->d_values + (int64_t)j0 * size);
-        panel_product(w->slopes, length, w->query_pairs, from, to, size, w->d_keys + (int64_t)j0 * size);
+        panel_product(w->weights, stride, w->grad_pairs, from, to, size, w->d_values + (int64_t)j0 * size);
+        panel_product(w->slopes, stride, w->query_pairs, from, to, size, w->d_keys + (int64_t)j0 * size);
     }
 }
 
@@ -326,7 +330,7 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
                               int64_t d_stride, const int32_t *starts, int batch, int time, int heads, int groups, int size, int window,
                               float scale, int threads) {
     Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
-    int64_t length = padded(time);
+    int64_t length = padded(time), stride = apart(length);
     int failed = 0;
     float ones[BLOCK];
     for (int i = 0; i < BLOCK; i++) ones[i] = 1.0f;
@@ -341,21 +345,21 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
             workspace_lay(w, memory, length, size);
         }
         tiles_begin();
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic) /* a task is the same on any thread */
         for (int task = 0; task < batch * groups; task++) {
             if (!memory || !w) continue;
             int b = task / groups, g = task % groups;
             int64_t base = (int64_t)b * time;
             copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, w->keys);
             copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, w->values);
-            copy_transposed(w->keys, length, size, w->keys_t);
+            copy_transposed(w->keys, length, size, w->keys_t, stride);
             memset(w->d_keys, 0, sizeof(float) * (size_t)(2 * length * size));
             for (int h = g * (heads / groups); h < (g + 1) * (heads / groups); h++) {
                 int64_t at = base * s.out_stride + (int64_t)h * size;
                 load_head(&s, w, query + base * query_stride + (int64_t)h * size, out + at, d_out + at, log_sums + ((int64_t)b * heads + h) * time, length);
                 head_backward(&s, w, b, length);
                 for (int block = 0; block < time; block += BLOCK)
-                    store_transposed(w->d_query_t + block, length, ones, time - block < BLOCK ? time - block : BLOCK, size,
+                    store_transposed(w->d_query_t + block, stride, ones, time - block < BLOCK ? time - block : BLOCK, size,
                                      d_query + (base + block) * d_stride + (int64_t)h * size, d_stride);
             }
             store_rows(w->d_keys, time, size, d_key + base * d_stride + (int64_t)g * size, d_stride);
