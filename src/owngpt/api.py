@@ -10,45 +10,67 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.data.prepare import prepare
 from owngpt.engine.generate import generate as engine_generate
 from owngpt.engine.generate import generate_stream as engine_stream
 from owngpt.engine.sequence import Generation
 from owngpt.errors import ModelFolderError, UsageError
-from owngpt.evaluate.bits import Progress, Score
-from owngpt.evaluate.files import score_files
-from owngpt.formats.folder import load_model
-from owngpt.formats.hub.pull import pull
+from owngpt.formats.folder import DTYPES, load_model
 from owngpt.formats.locate import locate
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
-from owngpt.pretraining import TrainedModel, train
-from owngpt.text.chat import ChatTemplate
 from owngpt.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from owngpt.data.prepare import prepare
+    from owngpt.evaluate.bits import Progress, Score
+    from owngpt.formats.hub.pull import pull
+    from owngpt.pretraining import TrainedModel, train
+
 __all__ = ["Model", "TrainedModel", "evaluate", "load", "locate", "prepare", "pull", "train"]
+
+_HOMES = {
+    "TrainedModel": "owngpt.pretraining",
+    "prepare": "owngpt.data.prepare",
+    "pull": "owngpt.formats.hub.pull",
+    "train": "owngpt.pretraining",
+}
+"""Imported at their first use: who only loads a model does not wait for them."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name at its first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
 
 SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 """What a model folder's generation_config.json may set when it asks for sampling."""
 
 
-def load(path: str | Path, *, device: str | None = None) -> Model:
+def load(path: str | Path, *, device: str | None = None, dtype: str = "auto") -> Model:
     """Open a model.
 
     :param path: a folder in the Hugging Face layout, written by OwnGPT or by others; a .gguf file; or the name under which a
         model was pulled, see :func:`owngpt.formats.locate.locate`.
     :param device: where to compute, as torch names it; by default the first GPU if there is one, else the CPU.
+    :param dtype: what to compute in: float32, bfloat16, float16, or auto, which is what the weights are stored in.
     :raises ModelFolderError: when something is missing, damaged or does not fit together.
     """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
     found = locate(path)
-    network, tokenizer = load_model(found)
+    network, tokenizer = load_model(found, dtype=DTYPES.get(dtype))
     network.to(_device(device)).eval()
     return Model(network, tokenizer, generation=_generation_settings(found))
 
@@ -69,6 +91,8 @@ def evaluate(
     :param progress: called with the number of tokens scored so far.
     :returns: bits per byte, perplexity and the counts they rest on.
     """
+    from owngpt.evaluate.files import score_files  # not at the top: loading a model does not need it
+
     model = model if isinstance(model, Model) else load(model)
     paths = [data] if isinstance(data, str | Path) else list(data)
     return score_files(model.network, model.tokenizer, paths, context_length=context_length, stride=stride, progress=progress)
@@ -155,6 +179,8 @@ class Model:
     def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         if not messages:
             raise UsageError("the conversation is empty; give at least one message")
+        from owngpt.text.chat import ChatTemplate  # not at the top: its template engine is only for conversations
+
         return ChatTemplate.of(self.tokenizer).render(messages, add_generation_prompt=True)
 
     def _checked_ids(self, ids: Tensor) -> Tensor:

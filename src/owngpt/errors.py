@@ -49,3 +49,7 @@ class TrainingDivergedError(OwnGPTError):
 
 class ParallelError(OwnGPTError):
     """One of several processes that train together has ended, or they cannot find each other."""
+
+
+class EngineError(OwnGPTError):
+    """A request could not be carried out: the engine was closed, or the model could not run."""

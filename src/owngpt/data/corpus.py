@@ -10,8 +10,8 @@ import hashlib
 import mmap
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,77 +19,23 @@ import numpy as np
 
 from owngpt.config.data import DataConfig
 from owngpt.config.files import sha256_of_file, storage_errors
-from owngpt.data.duplicates import Signatures, groups
+from owngpt.data.duplicates import group_documents
 from owngpt.data.files import CORPUS_FILE, TEXT_FILE, own_folder, read_json, write_json
-from owngpt.data.progress import COMPARING, READING, Progress, Stage
+from owngpt.data.progress import READING, Progress, Stage
 from owngpt.data.report import DataReport, Removed, corpus_warnings, length_bucket, sources_listed
-from owngpt.data.sources import ReadLog, SourceFile, documents, list_files, remedy
-from owngpt.data.split import Range, Split, split_documents, windows
+from owngpt.data.sources import ReadLog, SourceFile, documents, list_files, remedy, shown_name
+from owngpt.data.split import Range, Split, split_documents
 from owngpt.data.staging import Staging
+from owngpt.data.text_split import TextSplit, character_count, mapped
 from owngpt.errors import DataError
 from owngpt.text.language import detect_language
 
-CODE_VERSION = 1
+CODE_VERSION = 2
 """Raised whenever the same sources and settings would give another corpus."""
 LEAST_BYTES = 256
-_WINDOW = 2**20
+_SAMPLE_BYTES = 400
 _LANGUAGE_DOCUMENTS, _LANGUAGE_BYTES = 1000, 8000
 _FILES = frozenset({CORPUS_FILE, TEXT_FILE, "train.npy", "validation.npy"})
-
-
-@dataclass(frozen=True)
-class TextSplit:
-    """The training or the validation text of a corpus."""
-
-    path: Path
-    ranges: np.ndarray = field(repr=False)
-    """(N, 2) int64 first byte and byte after the last of each document in the file at `path`."""
-    characters: int
-
-    @property
-    def bytes(self) -> int:
-        """UTF-8 bytes of the text."""
-        return int((self.ranges[:, 1] - self.ranges[:, 0]).sum())
-
-    @property
-    def documents(self) -> int:
-        """Number of documents."""
-        return len(self.ranges)
-
-    def texts(self) -> Iterator[str]:
-        """The documents, one whole string each; for documents of any size use :meth:`pieces`."""
-        for start, stop in self.ranges.tolist():
-            with open(self.path, "rb") as file:
-                file.seek(start)
-                yield file.read(stop - start).decode("utf-8")
-
-    def pieces(self, max_bytes: int = _WINDOW) -> Iterator[tuple[str, bool]]:
-        """The documents in pieces of at most about `max_bytes`, each with whether its document ends with it.
-
-        A piece ends with a paragraph, a line or a sentence where there is one, always with a whole character.
-        """
-        with _mapped(self.path) as text:
-            for start, stop in self.ranges.tolist():
-                if stop - start <= max_bytes:
-                    yield str(text[start:stop], "utf-8"), True
-                    continue
-                for low, high in windows(text, start, stop, max_bytes):
-                    yield str(text[low:high], "utf-8"), high == stop
-
-    def sample(self, max_bytes: int, *, piece_bytes: int = 64 * 1024) -> list[str]:
-        """About `max_bytes` of text in pieces spread evenly over the split; all of it when there is no more."""
-        total = self.bytes
-        if total <= max_bytes:
-            return [piece for piece, _ in self.pieces(piece_bytes)]
-        chosen: list[str] = []
-        seen = taken = 0
-        for piece, _ in self.pieces(min(piece_bytes, max(max_bytes // 16, 1024))):
-            size = len(piece.encode("utf-8"))
-            if taken * total <= seen * max_bytes:
-                chosen.append(piece)
-                taken += size
-            seen += size
-        return chosen
 
 
 @dataclass(frozen=True)
@@ -200,7 +146,7 @@ def _read_all(files: Sequence[SourceFile], log: ReadLog, staging: Staging, progr
 
 
 def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: Sequence[str | os.PathLike[str]]) -> None:
-    names = ", ".join(str(source) for source in list(sources)[:3])
+    names = ", ".join(map(shown_name, list(sources)[:3]))
     if not staging.ranges:
         reasons = [f"{count} × {reason} ({log.samples[reason][0]})" for reason, count in log.skipped.most_common(3)]
         reasons += [f"{removed.documents} × {reason}" for reason, removed in report.removed.items()]
@@ -213,7 +159,7 @@ def _check_enough(report: DataReport, log: ReadLog, staging: Staging, sources: S
 
 def _write(target: Path, staging: Staging, config: DataConfig, progress: Progress | None) -> None:
     """Find duplicates, divide, and write the ranges; the text itself stays where it is."""
-    with _mapped(target / TEXT_FILE) as text:
+    with mapped(target / TEXT_FILE) as text:
         kept, near = _near_duplicates(text, staging, config, progress)
         ranges = [staging.ranges[number] for number in kept]
         split = split_documents(
@@ -225,7 +171,7 @@ def _write(target: Path, staging: Staging, config: DataConfig, progress: Progres
             seed=config.seed,
             progress=progress,
         )
-        characters = {"train": _characters(text, split.train), "validation": _characters(text, split.validation)}
+        characters = {"train": character_count(text, split.train), "validation": character_count(text, split.validation)}
         staging.report.languages = _languages(text, ranges)
     report = staging.report
     for name, rows in (("train", split.train), ("validation", split.validation)):
@@ -242,6 +188,7 @@ def _count(report: DataReport, staging: Staging, kept: list[int], split: Split) 
     report.repeated_validation_bytes = split.repeated_bytes
     sizes = [staging.ranges[number][1] - staging.ranges[number][0] for number in kept]
     report.lengths = dict(Counter(length_bucket(size) for size in sizes))
+    report.median_length, report.longest = int(np.median(sizes)), max(sizes)
     report.warnings = corpus_warnings(report.train["bytes"], report.validation["bytes"], split.shares_text)
 
 
@@ -259,66 +206,25 @@ def _near_duplicates(
     text: mmap.mmap, staging: Staging, config: DataConfig, progress: Progress | None
 ) -> tuple[list[int], np.ndarray]:
     """Numbers of the documents to keep, and for each of them the group that must stay on one side of the split."""
-    firsts = _group(text, staging, config.near_duplicate_threshold, progress)
+    firsts = group_documents(text, staging.ranges, staging.digests, config.near_duplicate_threshold, progress)
     everything = list(range(len(firsts)))
     if not (config.deduplicate and config.near_duplicates):
         return everything, firsts
     kept = [number for number in everything if firsts[number] == number]
-    removed = staging.report.removed.setdefault("nearly equal to an earlier document", Removed())
+    removed = Removed()
     for number in everything:
         if firsts[number] != number:
             start, stop = staging.ranges[number]
-            head = bytes(text[start : min(start + 400, stop)]).decode("utf-8", errors="ignore")
+            head = bytes(text[start : min(start + _SAMPLE_BYTES, stop)]).decode("utf-8", errors="ignore")
             removed.add(staging.sources[number], head, stop - start)
-    if not removed.documents:
-        del staging.report.removed["nearly equal to an earlier document"]
+    if removed.documents:
+        staging.report.removed["nearly equal to an earlier document"] = removed
     return kept, np.arange(len(kept), dtype=np.int64)
-
-
-def _group(text: mmap.mmap, staging: Staging, threshold: float, progress: Progress | None) -> np.ndarray:
-    firsts = np.arange(len(staging.ranges), dtype=np.int64)
-    first_of: dict[bytes, int] = {}
-    compared = _of_similar_size(staging.ranges, threshold)
-    signatures = Signatures()
-    with Stage(progress, COMPARING, sum(staging.ranges[number][1] - staging.ranges[number][0] for number in compared)) as stage:
-        for number in compared:
-            start, stop = staging.ranges[number]
-            for low, high in windows(text, start, stop, _WINDOW):
-                signatures.add(text[low:high], last=high == stop)
-                stage.add(high - low)
-    for number, first in zip(compared, groups(signatures.matrix(), threshold).tolist(), strict=True):
-        firsts[number] = compared[first]
-    for number, digest in enumerate(staging.digests):  # equal documents, where they were not removed
-        firsts[number] = min(int(firsts[number]), int(firsts[first_of.setdefault(digest, number)]))
-    return firsts
-
-
-def _of_similar_size(ranges: Sequence[Range], threshold: float) -> list[int]:
-    """Documents that have another one near enough in size to be their near-duplicate at all; a book among poems has none."""
-    sizes = np.array([stop - start for start, stop in ranges], dtype=np.float64)
-    order = np.argsort(sizes, kind="stable")
-    # Spaces and punctuation do not count in the comparison, so sizes may differ somewhat more than the sets.
-    near = sizes[order][:-1] >= 0.8 * threshold * sizes[order][1:]
-    return sorted(order[np.r_[near, False] | np.r_[False, near]].tolist())
-
-
-def _characters(text: mmap.mmap, ranges: np.ndarray) -> int:
-    """Characters in the ranges: bytes that do not continue a UTF-8 character."""
-    if not len(ranges):
-        return 0
-    whole = np.frombuffer(text, dtype=np.int8)
-    count = 0
-    ends_run = np.r_[ranges[1:, 0] != ranges[:-1, 1], True]  # neighbours are counted in one go
-    for start, stop in zip(ranges[np.r_[True, ends_run[:-1]], 0].tolist(), ranges[ends_run, 1].tolist(), strict=True):
-        for low in range(start, stop, _WINDOW):
-            count += int(np.count_nonzero(whole[low : min(low + _WINDOW, stop)] >= -64))
-    del whole  # the map cannot be closed while an array looks into it
-    return count
 
 
 def _complete_report(report: DataReport, log: ReadLog, files: Sequence[SourceFile]) -> None:
     report.source_bytes = log.bytes_read
-    report.sources = sources_listed(log.hashes, {str(file.path): file.size for file in files})
+    report.sources = sources_listed(log.hashes, {file.name: file.size for file in files})
     report.encodings = dict(log.encodings)
     report.skipped, report.skipped_samples = dict(log.skipped), log.samples
     report.notes = log.notes
@@ -341,8 +247,3 @@ def _load_ranges(folder: Path, name: str, described: dict[str, Any]) -> np.ndarr
     if ranges.dtype != np.int64 or ranges.ndim != 2 or ranges.shape[1] != 2:
         raise ValueError(f"{path.name} holds no ranges")
     return ranges
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)

@@ -12,6 +12,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from owngpt.data.progress import COMPARING, Progress, Stage
+from owngpt.data.split import Range, Text, windows
+
 PERMUTATIONS = 128
 SHINGLE_BYTES = 24
 _CHUNK_BYTES = 4 * 2**20
@@ -84,6 +87,39 @@ def groups(signatures: np.ndarray, threshold: float) -> np.ndarray:
     for number in range(len(parents)):
         parents[number] = _root(parents, number)
     return parents
+
+
+def group_documents(
+    text: Text, ranges: Sequence[Range], digests: Sequence[bytes], threshold: float, progress: Progress | None = None
+) -> np.ndarray:
+    """For each document at `ranges` of `text` (N,) int64 the number of the first document that it equals or nearly equals.
+
+    `digests` are hashes of the documents' content; only documents of similar size are compared.
+    """
+    firsts = np.arange(len(ranges), dtype=np.int64)
+    compared = _of_similar_size(ranges, threshold)
+    signatures = Signatures()
+    with Stage(progress, COMPARING, sum(ranges[number][1] - ranges[number][0] for number in compared)) as stage:
+        for number in compared:
+            start, stop = ranges[number]
+            for low, high in windows(text, start, stop):
+                signatures.add(text[low:high], last=high == stop)
+                stage.add(high - low)
+    for number, first in zip(compared, groups(signatures.matrix(), threshold).tolist(), strict=True):
+        firsts[number] = compared[first]
+    first_of: dict[bytes, int] = {}
+    for number, digest in enumerate(digests):
+        firsts[number] = min(int(firsts[number]), int(firsts[first_of.setdefault(digest, number)]))
+    return firsts
+
+
+def _of_similar_size(ranges: Sequence[Range], threshold: float) -> list[int]:
+    """Documents that have another one near enough in size to be their near-duplicate at all; a book among poems has none."""
+    sizes = np.array([stop - start for start, stop in ranges], dtype=np.float64)
+    order = np.argsort(sizes, kind="stable")
+    # Spaces and punctuation do not count in the comparison, so sizes may differ somewhat more than the sets.
+    near = sizes[order][:-1] >= 0.8 * threshold * sizes[order][1:]
+    return sorted(order[np.r_[near, False] | np.r_[False, near]].tolist())
 
 
 def _minhash(texts: Sequence[bytes]) -> np.ndarray:

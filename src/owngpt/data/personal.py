@@ -24,7 +24,7 @@ _EMAIL = re.compile(
     r"(?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.){1,8}[A-Za-z]{2,24}(?![A-Za-z0-9])"
 )
 _CHINESE_ID = re.compile(
-    r"(?<![0-9A-Za-z])[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])"
+    r"(?<![0-9])[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx](?![0-9A-Za-z])"
 )
 _CARD = re.compile(r"(?<![0-9A-Za-z.-])[2-6]\d{3}(?:[ -]?\d){9,15}(?![0-9A-Za-z])")
 _IPV4 = re.compile(r"(?<![0-9A-Za-z.])(?:\d{1,3}\.){3}\d{1,3}(?![0-9A-Za-z]|\.\d)")
@@ -32,11 +32,15 @@ _IPV6 = re.compile(r"(?<![0-9A-Za-z:.])(?:[0-9A-Fa-f]{0,4}:){2,7}[0-9A-Fa-f]{0,4
 _PHONE = re.compile(
     r"(?<![0-9A-Za-z.+-])(?:"
     r"(?:\+?86[ -]?)?1[3-9]\d[ -]?\d{4}[ -]?\d{4}"  # Chinese mobile
-    r"|0\d{2,3}[ -]\d{7,8}"  # Chinese landline
+    r"|(?:0\d{2,3}[ -]|[(]0\d{2,3}[)][ -]?)\d{3,4}[ -]?\d{4}"  # Chinese landline
     r"|\+[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){2,4}"  # international
     r"|(?:1[ .-])?(?:\([2-9]\d{2}\) ?|[2-9]\d{2}[.-])[2-9]\d{2}[.-]\d{4}"  # North American
     r")(?![0-9A-Za-z]|[.-]\d)"
 )
+
+
+_WIDE = re.compile(r"[０-９Ａ-Ｚａ-ｚ＠]|[（＋]\d")
+_NARROW = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)}
 
 
 def mask(text: str, counts: Counter[str] | None = None) -> str:
@@ -73,13 +77,18 @@ def _is_address(text: str) -> bool:
 
 
 def _replace(text: str, label: str, pattern: re.Pattern[str], holds: Callable[[str], bool], counts: Counter[str]) -> str:
-    def substitute(match: re.Match[str]) -> str:
-        if not holds(match.group()):
-            return match.group()
-        counts[label] += 1
-        return f"[{label}]"
+    pieces, end = [], 0
+    for match in pattern.finditer(_narrowed(text)):
+        if holds(match.group()):
+            counts[label] += 1
+            pieces += [text[end : match.start()], f"[{label}]"]
+            end = match.end()
+    return "".join(pieces) + text[end:] if pieces else text
 
-    return pattern.sub(substitute, text)
+
+def _narrowed(text: str) -> str:
+    """The text with full-width letters, digits and signs (as in Chinese typesetting) narrow, each in its old place."""
+    return text.translate(_NARROW) if _WIDE.search(text) else text
 
 
 def _always(_: str) -> bool:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
+from itertools import dropwhile, takewhile
 from typing import Any
 
 from owngpt.config.units import in_bytes
@@ -62,7 +66,11 @@ class DataReport:
     repeated_validation_bytes: int = 0
     """Held-out text dropped because it also stands in the training text."""
     lengths: dict[str, int] = field(default_factory=dict)
-    """Documents by length: the key is the bucket's upper bound in bytes, a power of four."""
+    """Documents by length: the key is the bucket's upper bound in bytes (100, 200, 500, 1000 …), not itself in it."""
+    median_length: int = 0
+    """Bytes of the document in the middle."""
+    longest: int = 0
+    """Bytes of the longest document."""
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
@@ -78,13 +86,19 @@ class DataReport:
         given["removed"] = {reason: Removed(**removed) for reason, removed in given.get("removed", {}).items()}
         return cls(**given)
 
+    @property
+    def _pieces(self) -> str:
+        """What the splits consist of: sections cut out of long documents leave more pieces than there were documents."""
+        split = self.train.get("documents", 0) + self.validation.get("documents", 0)
+        return "document" if split == self.documents else "piece"
+
     def lines(self) -> list[str]:
         """The report for a person, a line at a time."""
         result = [
-            f"Sources     {self.source_files:,} files, {in_bytes(self.source_bytes)}",
-            f"Kept        {self.documents:,} documents, {in_bytes(self.bytes)}, {self.characters:,} characters",
-            f"Training    {_split_line(self.train)}",
-            f"Validation  {_split_line(self.validation)}",
+            f"Sources     {_number(self.source_files, 'file')}, {in_bytes(self.source_bytes)}",
+            f"Kept        {_number(self.documents, 'document')}, {in_bytes(self.bytes)}, {self.characters:,} characters",
+            f"Training    {_split_line(self.train, self._pieces)}",
+            f"Validation  {_split_line(self.validation, self._pieces)}",
             f"Languages   {_shares(self.languages)}",
             f"Encodings   {_shares({name: count for name, count in self.encodings.items() if name != 'undecodable'})}",
         ]
@@ -92,22 +106,27 @@ class DataReport:
         if self.repeated_validation_bytes:
             result.append(f"Held out    {in_bytes(self.repeated_validation_bytes)} dropped: the training text holds them too")
         for reason, removed in self.removed.items():
-            result.append(f"Removed     {removed.documents:,} documents, {in_bytes(removed.bytes)}: {reason}")
+            result.append(f"Removed     {_number(removed.documents, 'document')}, {in_bytes(removed.bytes)}: {reason}")
             result += [f"              {sample}" for sample in removed.samples]
         for reason, count in self.skipped.items():
             result.append(f"Passed over {count:,}: {reason}")
             result += [f"              {sample}" for sample in self.skipped_samples.get(reason, [])]
-        result += ["Length of documents", *_histogram(self.lengths)]
+        result.append(
+            f"Lengths     median {in_bytes(self.median_length)}, longest {in_bytes(self.longest)}; documents by length:"
+        )
+        result += _histogram(self.lengths)
         result += [f"Note: {note}" for note in self.notes] + [f"Warning: {warning}" for warning in self.warnings]
         return result
 
 
 def length_bucket(size: int) -> str:
     """The upper bound of the histogram bucket that a document of `size` bytes falls into."""
-    bound = 64
-    while size >= bound:
-        bound *= 4
-    return str(bound)
+    return str(next(bound for bound in _bounds() if size < bound))
+
+
+def _bounds() -> Iterator[int]:
+    """100, 200, 500, 1000, 2000 …"""
+    return (factor * 10**power for power in itertools.count(2) for factor in (1, 2, 5))
 
 
 def corpus_warnings(train_bytes: int, validation_bytes: int, shares_text: bool) -> list[str]:
@@ -130,15 +149,19 @@ def sources_listed(hashes: dict[str, str], sizes: dict[str, int], limit: int = 1
     return [{"path": name, "bytes": sizes.get(name, 0), "sha256": digest} for name, digest in list(hashes.items())[:limit]]
 
 
-def _split_line(split: dict[str, int]) -> str:
-    return (
-        f"{split.get('documents', 0):,} documents, {in_bytes(split.get('bytes', 0))}, {split.get('characters', 0):,} characters"
-    )
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _split_line(split: dict[str, int], noun: str) -> str:
+    documents, size, characters = (split.get(name, 0) for name in ("documents", "bytes", "characters"))
+    return f"{_number(documents, noun)}, {in_bytes(size)}, {characters:,} characters"
 
 
 def _shares(counts: dict[str, int]) -> str:
     total = sum(counts.values()) or 1
-    return ", ".join(f"{name} {100 * count / total:.1f}%" for name, count in Counter(counts).most_common()) or "none"
+    shares = [(name, 100 * count / total) for name, count in Counter(counts).most_common()]
+    return ", ".join(f"{name} {share:.1f}%" if share >= 0.05 else f"{name} <0.1%" for name, share in shares) or "none"
 
 
 def _counted(title: str, counts: dict[str, int]) -> list[str]:
@@ -148,5 +171,9 @@ def _counted(title: str, counts: dict[str, int]) -> list[str]:
 
 def _histogram(lengths: dict[str, int]) -> list[str]:
     most = max(lengths.values(), default=1)
-    ordered = sorted(lengths.items(), key=lambda item: int(item[0]))
-    return [f"  < {in_bytes(int(bound)):>12}  {count:>9,}  {'█' * max(round(30 * count / most), 1)}" for bound, count in ordered]
+    used = [int(bound) for bound in lengths]
+    shown = takewhile(
+        lambda bound: bound <= max(used, default=0), dropwhile(lambda bound: bound < min(used, default=0), _bounds())
+    )
+    rows = [(bound, lengths.get(str(bound), 0)) for bound in shown]
+    return [f"  < {in_bytes(bound):>12}  {number:>9,}  {'█' * math.ceil(30 * number / most)}" for bound, number in rows]

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from owngpt.config.files import storage_errors
-from owngpt.data.corpus import Corpus, TextSplit
+from owngpt.data.corpus import Corpus
 from owngpt.data.encoder import BulkEncoder, Encoded, TextEncoder
 from owngpt.data.encoder_pool import EncoderPool
 from owngpt.data.files import MANIFEST, own_folder, read_json, write_json
 from owngpt.data.progress import TOKENIZING, Progress, Stage
+from owngpt.data.text_split import TextSplit
 from owngpt.errors import DataError
 from owngpt.kernels.machine import usable_cores
 from owngpt.text.tokenizer import Tokenizer

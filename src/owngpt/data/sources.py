@@ -46,6 +46,11 @@ class SourceFile:
     modified_ns: int
     """The later of the times of its content and of its entry: setting a time back does not hide a change."""
 
+    @property
+    def name(self) -> str:
+        """The path as it is shown and reported: a file's name may hold bytes that are no text."""
+        return shown_name(self.path)
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
@@ -76,17 +81,23 @@ class ReadLog:
     """SHA-256 of every file read to its end."""
     bytes_read: int = 0
 
-    def skip(self, reason: str, name: str) -> None:
+    def skip(self, reason: str, name: str | os.PathLike[str]) -> None:
         """Count `name` as passed over for `reason`."""
         self.skipped[reason] += 1
         kept = self.samples.setdefault(reason, [])
         if len(kept) < _SAMPLES:
-            kept.append(name)
+            kept.append(shown_name(name))
 
     def note(self, text: str) -> None:
         """Remember a choice, once."""
         if text not in self.notes and len(self.notes) < 100:
             self.notes.append(text)
+
+
+def shown_name(path: str | os.PathLike[str]) -> str:
+    """A path with escapes in place of bytes that are not UTF-8 and of characters that would upset a terminal."""
+    text = os.fsencode(path).decode("utf-8", "backslashreplace")
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def list_files(
@@ -169,21 +180,21 @@ def _describe(path: Path, log: ReadLog) -> SourceFile | None:
     if ending == ".gz":
         ending = suffixes[-2] if len(suffixes) == 2 else ""
     if ending in _NOT_TEXT:
-        log.skip("not a text file", str(path))
+        log.skip("not a text file", path)
         return None
     try:
         status = path.stat()
     except OSError as error:
-        log.skip("vanished" if isinstance(error, FileNotFoundError) else "cannot be read", str(path))
+        log.skip("vanished" if isinstance(error, FileNotFoundError) else "cannot be read", path)
         return None
     if not path.is_file():
-        log.skip("not a regular file", str(path))
+        log.skip("not a regular file", path)
         return None
     return SourceFile(path, _RECORD_SUFFIXES.get(ending, "text"), status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
 
 
 def _nothing_found(sources: list[Path], log: ReadLog) -> str:
-    names = ", ".join(str(source) for source in sources[:3]) + (" and more" if len(sources) > 3 else "")
+    names = ", ".join(map(shown_name, sources[:3])) + (" and more" if len(sources) > 3 else "")
     if log.skipped:
         reason, count = log.skipped.most_common(1)[0]
         example = log.samples[reason][0]
@@ -203,7 +214,7 @@ def remedy(reason: str) -> str:
 
 
 def _read(file: SourceFile, log: ReadLog) -> Iterator[Document]:
-    name = str(file.path)
+    name = file.name
     try:
         with open(file.path, "rb") as raw:
             hashed = _HashedFile(raw, log)

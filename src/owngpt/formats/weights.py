@@ -137,10 +137,11 @@ def _loaded(source: TensorSource, entry: TensorMap, names: Mapping[str, str], dt
 
 def export_state(state: Mapping[str, Tensor], family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
     """Every tensor of theirs, from ours; on the CPU, contiguous, a tied head once."""
-    return dict(_exported(state, family, config, dtype))
+    return dict(exported(state, family, config, dtype))
 
 
-def _exported(state: Mapping[str, Tensor], family: Family, config: GPTConfig, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+def exported(state: Mapping[str, Tensor], family: Family, config: GPTConfig, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """What :func:`export_state` gives, one tensor at a time, so that only one is held twice."""
     for entry in family.tensors(config):
         tensor = state[entry.ours].detach()
         assert tuple(tensor.shape) == entry.shape, (entry.ours, tuple(tensor.shape), entry.shape)

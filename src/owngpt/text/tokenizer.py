@@ -358,7 +358,7 @@ def _read_backend(file: Path) -> tokenizers.Tokenizer:
     if size > MAXIMUM_FILE_BYTES:
         raise ModelFolderError(f"{file} has {size:,} bytes; a {TOKENIZER_FILE} has at most {MAXIMUM_FILE_BYTES:,}")
     try:
-        return tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8"))
+        return tokenizers.Tokenizer.from_buffer(file.read_bytes())
     except Exception as error:  # the library raises bare Exception
         raise ModelFolderError(f"{file} is not a {TOKENIZER_FILE} that can be read: {error}") from error
 

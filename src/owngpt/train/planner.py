@@ -125,9 +125,8 @@ def make_plan(
     """
 
     def measured(config: GPTConfig, batch_size: int, limit: float) -> Measurement:
-        return probe(
-            config, batch_size, dtype=dtype, device=device, seconds=limit, kind=optimizer_kind(settings, config, batch_size)
-        )
+        kind = optimizer_kind(settings, config, batch_size * ranks)
+        return probe(config, batch_size, dtype=dtype, device=device, seconds=limit, kind=kind)
 
     chooser = _Chooser(settings, facts, seconds, measured, ranks)
     config, batch_size, accumulation, reasons = chooser.choose()
@@ -322,7 +321,7 @@ def _resolve(
     if settings.dropout is None and epochs > DROPOUT_EPOCHS:
         config = replace(config, dropout=0.1)
         reasons.append(f"dropout 0.1: the text is read {epochs:.0f} times")
-    kind = optimizer_kind(settings, config, batch * accumulation)
+    kind = optimizer_kind(settings, config, batch * accumulation * chooser.ranks)  # the same however many share the step
     optimizer = optimizer_settings(settings, config, kind, per_step)
     seen = steps * per_step * facts.bytes_per_token
     reasons += [

@@ -1,0 +1,301 @@
+"""Many requests at once over one model: schedule, run, choose.
+
+One background thread owns the compute. It sleeps while there is nothing to do. Each step it lets go of what was cancelled,
+plans (:mod:`owngpt.engine.scheduler`), runs the model (:mod:`owngpt.engine.runner`), chooses a token for every text that is
+due, and hands on what it means. A fault inside one request ends that request; the others do not notice.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from owngpt.engine.blocks import BlockPool
+from owngpt.engine.request import Failed, Finished, Piece, Request, Stream, Usage
+from owngpt.engine.runner import Part, Runner
+from owngpt.engine.sampling import Choice, Sampler, pick
+from owngpt.engine.scheduler import Scheduler, Task, Work
+from owngpt.engine.sequence import TextSequence
+from owngpt.errors import EngineError, ModelFolderError, OwnGPTError, UsageError
+from owngpt.text.tokenizer import Tokenizer
+
+MOST_WAITING = 4096
+"""Texts that may wait; more are refused, so that a flood cannot fill the memory."""
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """Counts since the engine was made, and its present load."""
+
+    requests: int
+    finished: int
+    failed: int
+    cancelled: int
+    running: int
+    waiting: int
+    prompt_tokens: int
+    cached_tokens: int
+    """Tokens of prompts that came from the cache."""
+    written_tokens: int
+    steps: int
+    preemptions: int
+    blocks: int
+    free_blocks: int
+    cached_blocks: int
+    """Free blocks whose content can still be found."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a step gave."""
+
+    done: Sequence[Work]
+    logits: Tensor
+    """(R, V), a row for each complete work of ``done``."""
+    errors: dict[Task, OwnGPTError]
+
+
+_NO_LOGITS = torch.empty(0, 0)
+
+
+class Engine:
+    """Runs requests over a runner. Close it, or use it as a context manager, to end its thread."""
+
+    def __init__(self, runner: Runner, tokenizer: Tokenizer, *, context_length: int, most_rows: int = 64) -> None:
+        """
+        :param runner: a model and the memory of its cache.
+        :param context_length: longest text in tokens, prompt included.
+        :param most_rows: texts that are written side by side.
+        """
+        self.runner, self.tokenizer, self.context_length = runner, tokenizer, context_length
+        self._scheduler = Scheduler(BlockPool(runner.blocks, runner.block_size), most_rows=most_rows)
+        self._samplers: dict[Task, Sampler] = {}
+        self._lock = threading.Condition()
+        self._new: list[Task] = []
+        self._cancelled: set[Stream] = set()
+        self._counts = dict.fromkeys(
+            ("requests", "finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "written_tokens", "steps"), 0
+        )
+        self._arrivals, self._closing = 0, False
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def submit(self, request: Request) -> Stream:
+        """Take a request; its stream begins at once.
+
+        :raises UsageError: a field is out of range, the prompt does not fit, or too many texts wait.
+        :raises EngineError: the engine is closed.
+        """
+        prompt = self._checked(request)
+        count = request.config.num_return_sequences
+        stream = Stream(count, lambda: self._cancel(stream))
+        samplers = [Sampler(request.config, self.tokenizer, index) for index in range(count)]
+        with self._lock:
+            if self._closing:
+                raise EngineError("the engine is closed")
+            if len(self._scheduler.waiting) + len(self._new) + count > MOST_WAITING:
+                raise UsageError(f"{MOST_WAITING} texts are waiting already; try again when some have finished")
+            self._arrivals += 1
+            self._counts["requests"] += 1
+            self._counts["prompt_tokens"] += len(prompt)
+            for index, sampler in enumerate(samplers):
+                task = Task(request, stream, index, self._text(request, len(prompt)), list(prompt), self._arrivals)
+                self._samplers[task] = sampler
+                self._new.append(task)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="owngpt-engine", daemon=True)
+                self._thread.start()
+            self._lock.notify()
+        return stream
+
+    def stats(self) -> EngineStats:
+        """What was done and what is going on."""
+        with self._lock:
+            scheduler, pool = self._scheduler, self._scheduler.pool
+            return EngineStats(
+                **self._counts, running=len(scheduler.running), waiting=len(scheduler.waiting) + len(self._new),
+                preemptions=scheduler.preemptions, blocks=pool.size, free_blocks=pool.available, cached_blocks=pool.cached,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """End the thread; what still runs is cancelled."""
+        with self._lock:
+            self._closing = True
+            self._lock.notify()
+        if self._thread is not None:
+            self._thread.join()
+
+    def check(self) -> None:
+        """Our own invariants, between two steps: no block is lost or given twice."""
+        with self._lock:
+            self._scheduler.check()
+
+    # Submitting
+
+    def _checked(self, request: Request) -> list[int]:
+        prompt = list(request.prompt_ids)
+        if not prompt:
+            if self.tokenizer.begin_of_text_id is None:
+                raise UsageError("the prompt is empty and this tokenizer has no token to begin a text with; give some text")
+            prompt = [self.tokenizer.begin_of_text_id]
+        limit = self.context_length - 1
+        if len(prompt) > limit:
+            raise UsageError(
+                f"the prompt is {len(prompt)} tokens; this model's context of {limit + 1} leaves room for at most {limit}: "
+                "shorten the prompt"
+            )
+        vocabulary = self.tokenizer.vocab_size
+        wrong = next((token_id for token_id in prompt if not 0 <= token_id < vocabulary), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} of the prompt is outside the vocabulary, 0 to {vocabulary - 1}")
+        longest = min(len(prompt) + request.config.max_new_tokens, self.context_length)
+        memory = self._scheduler.pool.size * self.runner.block_size
+        if longest > memory:
+            raise UsageError(
+                f"the prompt of {len(prompt)} tokens with max_new_tokens {request.config.max_new_tokens} needs room for {longest} "
+                f"tokens; the engine has memory for {memory}: write fewer tokens or give the engine more memory"
+            )
+        return prompt
+
+    def _text(self, request: Request, prompt_tokens: int) -> TextSequence:
+        end_ids = self.tokenizer.stop_ids if request.end_ids is None else request.end_ids
+        return TextSequence(self.tokenizer, request.config, end_ids, self.context_length - prompt_tokens)
+
+    def _cancel(self, stream: Stream) -> None:
+        with self._lock:
+            self._cancelled.add(stream)
+            self._lock.notify()
+
+    # The thread
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                self._receive()
+                while self._scheduler.idle and not self._closing:
+                    self._lock.wait()
+                    self._receive()
+                if self._closing:
+                    self._end_all()
+                    return
+                plan = self._scheduler.plan()
+            started = time.perf_counter()
+            outcome = self._run(plan)
+            with self._lock:
+                self._after(outcome)
+                self._scheduler.took(plan, time.perf_counter() - started)
+
+    def _receive(self) -> None:
+        """New tasks in, cancelled ones out."""
+        for task in self._new:
+            self._scheduler.add(task)
+        self._new.clear()
+        for stream in self._cancelled:
+            tasks = [task for task in self._samplers if task.stream is stream]
+            for task in tasks:
+                self._drop(task)
+            if tasks:
+                self._counts["cancelled"] += 1
+                stream.put(None)
+        self._cancelled.clear()
+
+    def _end_all(self) -> None:
+        for stream in {task.stream for task in self._samplers}:
+            stream.put(Failed(EngineError("the engine was closed before the text was finished")))
+        for task in list(self._samplers):
+            self._drop(task)
+
+    def _run(self, plan: Sequence[Work]) -> _Outcome:
+        try:
+            with torch.inference_mode():
+                return _Outcome(plan, self.runner.run([_part(work) for work in plan]), {})
+        except Exception as error:  # whatever it is, it must not end the thread
+            if len(plan) == 1:
+                known = isinstance(error, OwnGPTError)
+                return _Outcome(
+                    (), _NO_LOGITS, {plan[0].task: error if known else EngineError(f"the model could not run: {error}")}
+                )
+        outcomes = [self._run([work]) for work in plan]  # one of them spoils it: find out which, and go on with the others
+        return _Outcome(
+            [work for outcome in outcomes for work in outcome.done],
+            torch.cat([outcome.logits.clone() for outcome in outcomes if len(outcome.logits)] or [_NO_LOGITS]),
+            {task: error for outcome in outcomes for task, error in outcome.errors.items()},
+        )
+
+    def _after(self, outcome: _Outcome) -> None:
+        self._counts["steps"] += 1
+        for task, error in outcome.errors.items():
+            self._fail(task, error)
+        due = [work.task for work in outcome.done if work.complete]
+        alive = [work for work in outcome.done if work.task in self._samplers]
+        for work in alive:
+            self._scheduler.advance(work)
+        if not due:
+            return
+        known = [task for task in due if task in self._samplers]
+        logits = outcome.logits if len(known) == len(due) else outcome.logits[[task in self._samplers for task in due]]
+        choices = pick(logits, [self._samplers[task] for task in known], [task.token_ids for task in known])
+        for task, choice in zip(known, choices, strict=True):
+            if task not in self._samplers:  # a sibling failed just before
+                continue
+            if isinstance(choice, OwnGPTError):
+                self._fail(task, choice)
+            else:
+                self._push(task, choice)
+
+    def _push(self, task: Task, choice: Choice) -> None:
+        if not task.started:
+            task.started = True
+            self._counts["cached_tokens"] += task.cached_tokens
+        self._counts["written_tokens"] += 1
+        try:
+            text = task.text.push(choice.token_id)
+        except Exception as error:
+            self._fail(task, EngineError(f"a token could not be turned into text: {error}"))
+            return
+        task.token_ids.append(choice.token_id)
+        task.stream.put(Piece(task.index, text, choice.token_id, choice.score, choice.top))
+        if task.text.stop_reason is not None:
+            generation = task.text.result()
+            prompt = len(task.token_ids) - len(generation.token_ids) - (task.text.stop_reason == "end")
+            usage = Usage(prompt, task.cached_tokens, len(generation.token_ids))
+            task.stream.put(Finished(task.index, generation, usage))
+            self._counts["finished"] += 1
+            self._drop(task)
+
+    def _fail(self, task: Task, error: OwnGPTError) -> None:
+        """End a request, all its texts: its stream says why."""
+        spoiled = isinstance(error, ModelFolderError)
+        for other in [other for other in self._samplers if other.stream is task.stream]:
+            self._drop(other, forget=spoiled)
+        self._counts["failed"] += 1
+        task.stream.put(Failed(error))
+
+    def _drop(self, task: Task, *, forget: bool = False) -> None:
+        del self._samplers[task]
+        blocks = list(task.blocks)
+        self._scheduler.remove(task, forget=forget)
+        if forget:
+            for block in blocks:
+                if not self._scheduler.pool.held(block):
+                    self.runner.forget_block(block)
+
+
+def _part(work: Work) -> Part:
+    task = work.task
+    return Part(task.token_ids[task.computed : task.computed + work.count], task.computed, task.blocks, work.complete)

@@ -1,0 +1,193 @@
+"""Which tokens the next step computes: every stream's next one first, then as much of waiting prompts as keeps streams even.
+
+Shape of a step: one token of each sequence that is writing, and pieces of prompts within a budget. The budget follows from
+what steps took: a step with a piece of a prompt in it should not take much longer than one without.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from owngpt.engine.blocks import BlockPool
+from owngpt.engine.request import Request, Stream
+from owngpt.engine.sequence import TextSequence
+
+LARGEST_PIECE = 512
+"""Tokens of prompts in one step while nobody is writing."""
+SMALLEST_PIECE = 16
+SLOWDOWN = 1.7
+"""How much longer than a step of writers alone a step with a piece of a prompt may take."""
+MOST_ROWS = 64
+
+
+@dataclass(eq=False)
+class Task:
+    """One text being written: a request has as many as it asked for."""
+
+    request: Request
+    stream: Stream
+    index: int
+    text: TextSequence
+    token_ids: list[int]
+    """Prompt and what was written."""
+    arrival: int
+    """Requests are served in this order."""
+    blocks: list[int] = field(default_factory=list)
+    serials: list[int] = field(default_factory=list)
+    """Of the leading blocks that are findable."""
+    computed: int = 0
+    """Tokens whose keys and values are in the blocks."""
+    cached_tokens: int = 0
+    started: bool = False
+
+    @property
+    def root(self) -> object:
+        """What the cache's content depends on beside the tokens."""
+        return self.request.adapter
+
+    @property
+    def left(self) -> int:
+        """Tokens to compute before the next one can be chosen."""
+        return len(self.token_ids) - self.computed
+
+
+@dataclass(frozen=True)
+class Work:
+    """A task's share of a step."""
+
+    task: Task
+    count: int
+
+    @property
+    def complete(self) -> bool:
+        """Whether the task's next token can be chosen after this."""
+        return self.count == self.task.left
+
+
+class Scheduler:
+    """Waiting and running tasks. Takes blocks from the pool; the engine tells it what each step took."""
+
+    def __init__(self, pool: BlockPool, *, most_rows: int = MOST_ROWS, largest_piece: int = LARGEST_PIECE) -> None:
+        self.pool = pool
+        self.waiting: deque[Task] = deque()
+        self.running: list[Task] = []
+        self.preemptions = 0
+        self._most_rows, self._largest_piece = most_rows, largest_piece
+        self._piece = 2 * SMALLEST_PIECE
+        self._writing_seconds: deque[float] = deque(maxlen=15)
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to do."""
+        return not self.waiting and not self.running
+
+    def add(self, task: Task) -> None:
+        """A new task, at the end of the line."""
+        self.waiting.append(task)
+
+    def plan(self) -> list[Work]:
+        """The next step; empty only when there is nothing to do."""
+        writers = [task for task in self.running if task.left == 1]
+        plan: list[Work] = []
+        for task in writers:
+            if task in self.running and self._make_room(task, 1):  # making room for one may have stopped a later one
+                plan.append(Work(task, 1))
+        plan = [work for work in plan if work.task in self.running]
+        budget = min(self._piece, self._largest_piece) if plan else self._largest_piece
+        for task in [task for task in self.running if task.left > 1]:
+            budget -= self._add_piece(plan, task, budget)
+        while budget > 0 and self.waiting and len(self.running) < self._most_rows:
+            task = self.waiting[0]
+            if self._waits_for_sibling(task) or not self._admit(task):
+                break
+            self.waiting.popleft()
+            self.running.append(task)
+            budget -= self._add_piece(plan, task, budget)
+        assert plan or self.idle, "tasks wait, and none can run"
+        return plan
+
+    def took(self, plan: Sequence[Work], seconds: float) -> None:
+        """Learn from a step's duration."""
+        writers = [work for work in plan if work.task.started and work.count == 1]
+        if len(writers) == len(plan):
+            self._writing_seconds.append(seconds)
+        elif writers and self._writing_seconds:
+            slow = seconds > SLOWDOWN * statistics.median(self._writing_seconds)
+            self._piece = (
+                max(SMALLEST_PIECE, self._piece * 3 // 4) if slow else min(self._piece + SMALLEST_PIECE, self._largest_piece)
+            )
+
+    def advance(self, work: Work) -> None:
+        """The step's keys and values of a task are in its blocks now."""
+        task = work.task
+        task.computed += work.count
+        size = self.pool.block_size
+        while (len(task.serials) + 1) * size <= task.computed:
+            start = len(task.serials) * size
+            parent = task.serials[-1] if task.serials else None
+            block = task.blocks[len(task.serials)]
+            task.serials.append(self.pool.record(block, parent, task.token_ids[start : start + size], task.root))
+
+    def remove(self, task: Task, *, forget: bool = False) -> None:
+        """A task has ended, for whatever reason: its blocks are free."""
+        if task in self.running:
+            self.running.remove(task)
+        elif task in self.waiting:
+            self.waiting.remove(task)
+        self._let_go(task, forget=forget)
+
+    def check(self) -> None:
+        """Our own invariants."""
+        self.pool.check([task.blocks for task in (*self.running, *self.waiting)])
+
+    def _add_piece(self, plan: list[Work], task: Task, budget: int) -> int:
+        """Plan as much of a task as the budget and the memory allow. :returns: the tokens planned."""
+        count = min(task.left, budget)
+        if count <= 0 or not self._make_room(task, count):
+            return 0
+        plan.append(Work(task, count))
+        return count
+
+    def _admit(self, task: Task) -> bool:
+        """Whether the task's tokens fit the memory that is free now; what is known of them is taken from the cache."""
+        blocks, serials = self.pool.match(task.token_ids, task.root)
+        needed = -(-(len(task.token_ids) + 1) // self.pool.block_size) - len(blocks)
+        if needed > self.pool.available:
+            self.pool.release(blocks)
+            return False
+        task.blocks, task.serials = blocks, serials
+        task.computed = len(blocks) * self.pool.block_size
+        if not task.started:
+            task.cached_tokens = task.computed
+        return True
+
+    def _waits_for_sibling(self, task: Task) -> bool:
+        """The first text of a request computes the prompt, the others take it from the cache."""
+        return any(other.stream is task.stream and not other.started for other in self.running)
+
+    def _make_room(self, task: Task, count: int) -> bool:
+        """Give the task blocks for its next tokens, if need be by stopping the latest comers, which will compute theirs again."""
+        needed = -(-(task.computed + count) // self.pool.block_size)
+        while len(task.blocks) < needed:
+            block = self.pool.allocate()
+            if block is not None:
+                task.blocks.append(block)
+                continue
+            last = max(self.running, key=lambda other: (other.arrival, other.index))
+            self._preempt(last)
+            if last is task:
+                return False
+        return True
+
+    def _preempt(self, task: Task) -> None:
+        self.running.remove(task)
+        self._let_go(task)
+        self.waiting.appendleft(task)
+        self.preemptions += 1
+
+    def _let_go(self, task: Task, *, forget: bool = False) -> None:
+        self.pool.release(task.blocks, forget=forget)
+        task.blocks, task.serials, task.computed = [], [], 0
