@@ -24,7 +24,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "attention": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
     "attention_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _L, _P, _I, _I, _I, _I, _I, _I, _F, _I),
     "product": (_P, _L, _I, _P, _L, _I, _P, _P, _L, _L, _L, _L, _I),
-    "orthogonalise": (_P, _L, _P, _I, _I),
+    "orthogonalise": (_P, _P, _L, _L, _L, _P, _I, _I),
     "swiglu": (_P, _P, _L, _L, _I),
     "swiglu_backward": (_P, _P, _P, _L, _L, _I),
     "gelu": (_P, _P, _L, _I),

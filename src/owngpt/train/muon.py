@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -20,33 +18,20 @@ POLAR_EXPRESS = (
 
 
 BATCHED_BELOW = 256
-"""Without the compiled iteration: shorter sides below it go through one batched product, larger matrices one by one."""
+"""Without the compiled iteration: shorter sides below it go through one batched product; larger matrices one by one."""
 
 
 @torch.no_grad()
-def orthogonalise(matrices: Sequence[Tensor], targets: Sequence[Tensor], steps: int = len(POLAR_EXPRESS)) -> None:
-    """Write the nearest (semi-)orthogonal matrix of each to its target, approximately: U V^T of M = U S V^T, scaled by
-    sqrt(max(1, rows/columns)) so that outputs move alike at any shape.
+def orthogonalise(matrices: Tensor, steps: int = len(POLAR_EXPRESS)) -> Tensor:
+    """The nearest (semi-)orthogonal matrix of each, approximately: U V^T of M = U S V^T.
 
-    ``matrices``, ``targets``: (rows, columns) each, of one floating type, any mixture of shapes.
+    ``matrices``: (n, rows, columns) of one floating type; returns the same shape and type.
     """
     if compiled.available(matrices):
-        compiled.orthogonalise(matrices, targets, POLAR_EXPRESS[:steps])
-        return
-    groups: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
-    for matrix, target in zip(matrices, targets, strict=True):
-        groups.setdefault(tuple(matrix.shape), []).append((matrix, target))
-    for (rows, columns), group in groups.items():
-        results = _group([matrix for matrix, _ in group], steps)
-        for (_, target), result in zip(group, results, strict=True):
-            target.copy_(result * max(1.0, rows / columns) ** 0.5)
-
-
-def _group(matrices: list[Tensor], steps: int) -> Sequence[Tensor]:
-    """Matrices of one shape. On a CPU large ones are faster one by one."""
-    if matrices[0].device.type == "cpu" and min(matrices[0].shape) >= BATCHED_BELOW:
-        return [_orthogonal(matrix, steps) for matrix in matrices]
-    return list(_orthogonal(torch.stack(matrices), steps))
+        return compiled.orthogonalise(matrices, POLAR_EXPRESS[:steps])
+    if matrices.device.type == "cpu" and len(matrices) > 1 and min(matrices.shape[1:]) >= BATCHED_BELOW:
+        return torch.stack([_orthogonal(matrix, steps) for matrix in matrices])
+    return _orthogonal(matrices, steps)
 
 
 def _orthogonal(matrices: Tensor, steps: int) -> Tensor:

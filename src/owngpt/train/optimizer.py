@@ -98,7 +98,7 @@ class Optimizer:
         ``gradients``: float32 sums by parameter name, where several passes were accumulated; None reads ``.grad``.
         """
         self.step_count += 1
-        parts: list[tuple[Tensor, Tensor]] = []
+        groups: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         directions: dict[str, Tensor] = {}
         for entry in self.entries:
             gradient = entry.parameter.grad if gradients is None else gradients[entry.name]
@@ -116,9 +116,11 @@ class Optimizer:
                 beta=self.settings.momentum,
             )
             result = torch.empty_like(direction)
-            parts += zip(direction.split(entry.parts), result.split(entry.parts), strict=True)
+            for part, target in zip(direction.split(entry.parts), result.split(entry.parts), strict=True):
+                groups.setdefault(tuple(part.shape), []).append((part, target))
             directions[entry.name] = result
-        orthogonalise([part for part, _ in parts], [target for _, target in parts])
+        for group in groups.values():
+            self._orthogonalise(group)
         for entry in self.entries:
             if entry.name in directions:
                 rate = entry.rate * rate_scale
@@ -131,6 +133,15 @@ class Optimizer:
             gradient_scale=gradient_scale, rate=entry.rate * rate_scale, betas=settings.betas, epsilon=settings.epsilon,
             decay=entry.decay, step=self.step_count,
         )  # fmt: skip
+
+    @staticmethod
+    def _orthogonalise(group: list[tuple[Tensor, Tensor]]) -> None:
+        """Matrices of one shape together; scaled by sqrt(max(1, rows/columns)), outputs move alike at any shape."""
+        rows, columns = group[0][0].shape
+        orthogonal = orthogonalise(torch.stack([part for part, _ in group]))
+        orthogonal.mul_(max(1.0, rows / columns) ** 0.5)
+        for (_, target), matrix in zip(group, orthogonal, strict=True):
+            target.copy_(matrix)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Masters (``model.NAME``) and moments (``optimizer.NAME.KEY``), the tensors themselves, and the step count."""

@@ -68,7 +68,6 @@ static void orthogonalise(const bf16 *source, bf16 *target, int64_t rows, int64_
     scale_blocks(x, side * length * PAIR, inverse_norm(x, side * length * PAIR));
     for (int step = 0; step < steps; step++) {
         const float *c = coefficients + 3 * step;
-        float scale = step + 1 == steps && tall ? sqrtf((float)rows / (float)columns) : 1.0f;
         pack_blocks(x, length, side, 1, packed);
         symmetric_product(x, packed, side, length, 1.0f, NULL, 0.0f, 0.0f, sums, gram);
         pack_blocks(gram, side, side, 0, packed);
@@ -77,7 +76,7 @@ static void orthogonalise(const bf16 *source, bf16 *target, int64_t rows, int64_
         for (int64_t s = 0; s < side; s++)
             for (int64_t n = 0; n < length; n++) {
                 multiply(factor + s * side * PAIR, packed + n * side * PAIR, side, sums, 0);
-                finish(sums, scale, NULL, 0.0f, 0.0f, x + (s * length + n) * PAIR);
+                finish(sums, 1.0f, NULL, 0.0f, 0.0f, x + (s * length + n) * PAIR);
             }
     }
     bf16 turned[PAIR] __attribute__((aligned(64)));
@@ -94,29 +93,21 @@ static void orthogonalise(const bf16 *source, bf16 *target, int64_t rows, int64_
         }
 }
 
-/* Per matrix: its address, the result's, rows and columns (4 values in `matrices`); `steps` triples of coefficients. The result is
- * scaled by sqrt(max(1, rows / columns)). Returns 0, or 1 without memory. */
-int owngpt_orthogonalise(const int64_t *matrices, int64_t count, const float *coefficients, int steps, int threads) {
+/* count matrices of rows x columns; `steps` triples of coefficients. Returns 0, or 1 without memory. */
+int owngpt_orthogonalise(const bf16 *matrices, bf16 *out, int64_t count, int64_t rows, int64_t columns, const float *coefficients, int steps, int threads) {
     int failed = 0;
-    int64_t most = 0;
-    for (int64_t i = 0; i < count; i++) {
-        int64_t rows = blocks(matrices[4 * i + 2], EDGE), columns = blocks(matrices[4 * i + 3], EDGE), side = least(rows, columns);
-        int64_t needed = 2 * rows * columns + 2 * side * side;
-        most = needed > most ? needed : most;
-    }
+    int64_t down = blocks(rows, EDGE), over = blocks(columns, EDGE), side = least(down, over);
 #pragma omp parallel num_threads(threads)
     {
-        bf16 *space = aligned_alloc(64, (size_t)(most * PAIR) * sizeof(bf16));
+        bf16 *space = aligned_alloc(64, (size_t)(2 * (down * over + side * side) * PAIR) * sizeof(bf16));
         if (!space) {
 #pragma omp atomic write
             failed = 1;
         }
         tiles_begin();
 #pragma omp for schedule(dynamic)
-        for (int64_t i = 0; i < count; i++) {
-            const int64_t *m = matrices + 4 * i;
-            if (space) orthogonalise((const bf16 *)m[0], (bf16 *)m[1], m[2], m[3], coefficients, steps, space);
-        }
+        for (int64_t i = 0; i < count; i++)
+            if (space) orthogonalise(matrices + i * rows * columns, out + i * rows * columns, rows, columns, coefficients, steps, space);
         tiles_end();
         free(space);
     }
