@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
@@ -21,8 +20,8 @@ from owngpt.config.generation import GenerationConfig
 from owngpt.engine.generate import generate as engine_generate
 from owngpt.engine.generate import generate_stream as engine_stream
 from owngpt.engine.sequence import Generation
-from owngpt.errors import ModelFolderError, UsageError
-from owngpt.formats.folder import DTYPES, load_model
+from owngpt.errors import UsageError
+from owngpt.formats.folder import DTYPES, open_model
 from owngpt.formats.locate import locate
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
@@ -69,10 +68,9 @@ def load(path: str | Path, *, device: str | None = None, dtype: str = "auto") ->
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-    found = locate(path)
-    network, tokenizer = load_model(found, dtype=DTYPES.get(dtype))
+    network, tokenizer, generation = open_model(locate(path), dtype=DTYPES.get(dtype))
     network.to(_device(device)).eval()
-    return Model(network, tokenizer, generation=_generation_settings(found))
+    return Model(network, tokenizer, generation=generation)
 
 
 def evaluate(
@@ -208,20 +206,6 @@ def _device(name: str | None) -> torch.device:
     except (RuntimeError, AssertionError) as error:  # torch refuses an unknown or absent device with either
         raise UsageError(f"device {name} cannot be used here; leave it out or use cpu") from error
     return device
-
-
-def _generation_settings(folder: Path) -> dict[str, Any]:
-    """The content of generation_config.json, or nothing when the folder has none."""
-    path = folder / "generation_config.json"
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ModelFolderError(f"{path} is not a JSON object")
-    return settings
 
 
 def _sampling_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:

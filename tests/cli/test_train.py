@@ -42,6 +42,33 @@ def test_a_trained_folder_is_scored_and_writes(source, tmp_path, capsys):
     assert 0 < result["score"]["bits_per_byte"] < 9
     assert main(["generate", folder, "--prompt", "In chapter", "--max-new-tokens", "4"]) == 0
     assert capsys.readouterr().out.startswith("In chapter")
+    files = [str(source / f"chapter-{number}.txt") for number in (1, 2)]
+    assert main(["eval", folder, "--data", *files, "--json"]) == 0
+    after_one_flag = json.loads(capsys.readouterr().out)
+    assert main(["eval", folder, "--data", files[0], "--data", files[1], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == after_one_flag
+    assert after_one_flag["documents"] == 2
+
+
+def test_the_next_commands_can_be_typed_as_they_are(source, tmp_path, capsys):
+    folder = str(tmp_path / "my first model")
+    assert main(["train", str(source), "-o", folder, "--steps", "1", *SHAPE, "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert f"owngpt chat '{folder}'" in captured.out
+    assert captured.err == ""
+
+
+def test_a_run_is_repeated_from_its_own_description(source, tmp_path, capsys):
+    first, second = str(tmp_path / "first"), str(tmp_path / "second")
+    assert main(["train", str(source), "-o", first, "--steps", "2", *SHAPE, "--quiet"]) == 0
+    assert main(["train", "--config", f"{first}/run/run.yaml", "-o", second, "--quiet"]) == 0
+    weights = [(Path(folder) / "model.safetensors").read_bytes() for folder in (first, second)]
+    assert weights[0] == weights[1]
+    (tmp_path / "broken.yaml").write_text("sources: 3\nsettings: {}\nplan: {}\n", encoding="utf-8")
+    capsys.readouterr()
+    assert main(["train", "--config", str(tmp_path / "broken.yaml"), "-o", str(tmp_path / "third")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "broken.yaml" in err and "sources" in err
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(source, tmp_path, capsys):
@@ -61,7 +88,7 @@ def test_a_dry_run_prints_the_plan_and_trains_nothing(source, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "1 layers of width 32" in out
     assert "Why:" in out
-    assert not (folder / "model.safetensors").exists()
+    assert not folder.exists()
 
 
 @pytest.mark.parametrize(

@@ -34,21 +34,30 @@ def negative_log_likelihood(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _sequence(config: GPTConfig, p: Parameters, ids: Tensor, first: list[int]) -> Tensor:
-    x = p["embedding.weight"][ids]  # (T, C)
+    x = p["embedding.weight"][ids] * config.embedding_scale  # (T, C)
     if config.positions == "learned":
         x = x + p["position_embedding.weight"][: len(ids)]
     for layer in range(config.layers):
-        name = f"blocks.{layer}"
-        if config.norm_placement == "pre":  # GPT-2
-            x = x + _attention(config, p, layer, _norm(config, p, f"{name}.attention_norm", x), first)
-            x = x + _mlp(config, p, f"{name}.mlp", _norm(config, p, f"{name}.mlp_norm", x))
-        else:  # arXiv 1706.03762, GPT-1
-            x = _norm(config, p, f"{name}.attention_norm", x + _attention(config, p, layer, x, first))
-            x = _norm(config, p, f"{name}.mlp_norm", x + _mlp(config, p, f"{name}.mlp", x))
-    if config.norm_placement == "pre":
+        x = _layer(config, p, layer, x, first)
+    if config.norm_placement != "post":
         x = _norm(config, p, "final_norm", x)
     head = p["embedding.weight"] if config.tie_embeddings else p["output_head.weight"]
-    return x @ head.T
+    return x @ head.T + (p["head_bias"] if config.output_head_bias else 0)
+
+
+def _layer(config: GPTConfig, p: Parameters, layer: int, x: Tensor, first: list[int]) -> Tensor:
+    name = f"blocks.{layer}"
+    if config.norm_placement == "post":  # arXiv 1706.03762, GPT-1
+        x = _norm(config, p, f"{name}.attention_norm", x + _attention(config, p, layer, x, first))
+        return _norm(config, p, f"{name}.mlp_norm", x + _mlp(config, p, f"{name}.mlp", x))
+    attended = _attention(config, p, layer, _norm(config, p, f"{name}.attention_norm", x), first)
+    if config.parallel_residual:  # arXiv 2204.06745, section 2.1.2; with one norm GPT-J
+        other = "attention_norm" if config.shared_norm else "mlp_norm"
+        return x + attended + _mlp(config, p, f"{name}.mlp", _norm(config, p, f"{name}.{other}", x))
+    sandwich = config.norm_placement == "sandwich"  # arXiv 2503.19786
+    x = x + (_norm(config, p, f"{name}.attention_output_norm", attended) if sandwich else attended)
+    fed = _mlp(config, p, f"{name}.mlp", _norm(config, p, f"{name}.mlp_norm", x))
+    return x + (_norm(config, p, f"{name}.mlp_output_norm", fed) if sandwich else fed)
 
 
 def _linear(p: Parameters, name: str, x: Tensor) -> Tensor:
@@ -58,7 +67,7 @@ def _linear(p: Parameters, name: str, x: Tensor) -> Tensor:
 
 def _norm(config: GPTConfig, p: Parameters, name: str, x: Tensor) -> Tensor:
     if config.norm == "rmsnorm":
-        return _rms(x, config.norm_epsilon) * p[f"{name}.weight"]
+        return _rms(x, config.norm_epsilon) * (config.norm_weight_offset + p[f"{name}.weight"])
     mean = x.sum(-1, keepdim=True) / x.shape[-1]  # LayerNorm, arXiv 1607.06450
     variance = ((x - mean) ** 2).sum(-1, keepdim=True) / x.shape[-1]
     return (x - mean) / (variance + config.norm_epsilon) ** 0.5 * p[f"{name}.weight"] + p[f"{name}.bias"]
@@ -83,31 +92,37 @@ def _attention(config: GPTConfig, p: Parameters, layer: int, x: Tensor, first: l
         key = qkv[:, (H + group) * D : (H + group + 1) * D]
         value = qkv[:, (H + G + group) * D : (H + G + group + 1) * D]
         if config.query_key_norm:
-            query = _rms(query, config.norm_epsilon) * p[f"{name}.query_norm.weight"]
-            key = _rms(key, config.norm_epsilon) * p[f"{name}.key_norm.weight"]
+            query = _rms(query, config.norm_epsilon) * (config.norm_weight_offset + p[f"{name}.query_norm.weight"])
+            key = _rms(key, config.norm_epsilon) * (config.norm_weight_offset + p[f"{name}.key_norm.weight"])
         if config.positions == "rotary":
-            query, key = _rotate(config, query), _rotate(config, key)
-        outputs.append(_attend(query, key, value, first, window, scale))
+            local = window and config.local_rotary_base is not None
+            base = config.local_rotary_base if local else config.rotary_base
+            query, key = _rotate(config, query, base), _rotate(config, key, base)
+        sink = p[f"{name}.sinks"][head] if config.attention_sinks else None
+        outputs.append(_attend(query, key, value, first, window, scale, sink))
     return _linear(p, f"{name}.output", torch.cat(outputs, dim=1))
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, first: list[int], window: int, scale: float) -> Tensor:
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, first: list[int], window: int, scale: float, sink: Tensor | None
+) -> Tensor:
     out = []
     for i in range(len(query)):
         oldest = max(first[i], i - window + 1 if window else 0)
         scores = (key[oldest : i + 1] @ query[i]) * scale
         weights = torch.exp(scores - scores.max())
-        out.append((weights / weights.sum()) @ value[oldest : i + 1])
+        total = weights.sum() + (0 if sink is None else torch.exp(sink - scores.max()))  # arXiv 2309.17453, section 3.3
+        out.append((weights / total) @ value[oldest : i + 1])
     return torch.stack(out)
 
 
-def _rotate(config: GPTConfig, x: Tensor) -> Tensor:
+def _rotate(config: GPTConfig, x: Tensor, base: float) -> Tensor:
     """Rotary positions, arXiv 2104.09864: element i turns with element i + R/2, R the rotated part of the head."""
     R = int(config.head_size * config.rotary_fraction)
     position = torch.arange(len(x), dtype=torch.float64)
     columns = list(x.unbind(1))
     for i in range(R // 2):
-        angle = position * config.rotary_base ** (-2 * i / R)
+        angle = position * base ** (-2 * i / R)
         a, b = columns[i], columns[i + R // 2]
         columns[i] = a * torch.cos(angle) - b * torch.sin(angle)
         columns[i + R // 2] = b * torch.cos(angle) + a * torch.sin(angle)
@@ -115,14 +130,38 @@ def _rotate(config: GPTConfig, x: Tensor) -> Tensor:
 
 
 def _mlp(config: GPTConfig, p: Parameters, name: str, x: Tensor) -> Tensor:
-    F = config.intermediate_size
-    if config.activation in ("swiglu", "geglu"):  # arXiv 2002.05202
-        both = _linear(p, f"{name}.gate_up", x)
-        gate, up = both[:, :F], both[:, F:]
-        hidden = (_silu(gate) if config.activation == "swiglu" else _gelu_tanh(gate)) * up  # GEGLU as Gemma computes it
+    if config.experts:
+        return torch.stack([_mixture(config, p, name, token) for token in x])
+    if config.activation in GATED:
+        hidden = _gated(config, _linear(p, f"{name}.gate_up", x))
     else:
         hidden = ACTIVATIONS[config.activation](_linear(p, f"{name}.up", x))
     return _linear(p, f"{name}.down", hidden)
+
+
+def _mixture(config: GPTConfig, p: Parameters, name: str, x: Tensor) -> Tensor:
+    """One token (C,): a softmax over the highest router scores weighs their experts (arXiv 1701.06538, section 2.1)."""
+    scores = _linear(p, f"{name}.router", x)
+    best = sorted(range(config.experts), key=lambda expert: -scores[expert].item())[: config.experts_per_token]
+    total = sum(torch.exp(scores[expert]) for expert in best)
+    out = torch.zeros_like(x)
+    for expert in best:
+        own = {key: value[expert] for key, value in p.items() if key.startswith((f"{name}.gate_up.", f"{name}.down."))}
+        hidden = _gated(config, _linear(own, f"{name}.gate_up", x))
+        out = out + torch.exp(scores[expert]) / total * _linear(own, f"{name}.down", hidden)
+    return out
+
+
+def _gated(config: GPTConfig, both: Tensor) -> Tensor:
+    gate, up = both[..., : config.intermediate_size], both[..., config.intermediate_size :]
+    return GATED[config.activation](gate, up)
+
+
+def _clamped(gate: Tensor, up: Tensor) -> Tensor:
+    """gpt-oss, arXiv 2508.10925."""
+    gate = torch.where(gate > 7, torch.full_like(gate, 7), gate)
+    up = torch.where(up > 7, torch.full_like(up, 7), torch.where(up < -7, torch.full_like(up, -7), up))
+    return gate / (1 + torch.exp(-1.702 * gate)) * (up + 1)
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -143,6 +182,11 @@ def _relu(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, torch.zeros_like(x))
 
 
+GATED = {  # arXiv 2002.05202; GEGLU as Gemma computes it
+    "swiglu": lambda gate, up: _silu(gate) * up,
+    "geglu": lambda gate, up: _gelu_tanh(gate) * up,
+    "swiglu_clamped": _clamped,
+}
 ACTIVATIONS = {
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,

@@ -36,7 +36,31 @@ CONFIGS = {
     "windows": replace(NATIVE, attention_windows=(1, 4)),
     "layernorm": replace(NATIVE, norm="layernorm"),
     "post-norm rmsnorm": replace(NATIVE, norm_placement="post"),
-    **{f"activation {name}": replace(NATIVE, activation=name) for name in ("geglu", *reference.ACTIVATIONS)},
+    "gpt-j": replace(PLAIN, positions="rotary", parallel_residual=True, shared_norm=True, mlp_bias=True, output_head_bias=True),
+    "gpt-neox": replace(PLAIN, positions="rotary", parallel_residual=True, **BIASES),
+    "head bias, untied": replace(NATIVE, output_head_bias=True, tie_embeddings=False),
+    "gemma 3": replace(
+        NATIVE,
+        norm_placement="sandwich",
+        norm_weight_offset=1.0,
+        activation="geglu",
+        embedding_scale=4.0,
+        local_rotary_base=50.0,
+        attention_windows=(3, 0),
+    ),
+    "gpt-oss": replace(
+        NATIVE,
+        activation="swiglu_clamped",
+        experts=4,
+        experts_per_token=2,
+        query_key_norm=False,
+        attention_sinks=True,
+        attention_windows=(3, 0),
+        **BIASES,
+    ),
+    "experts without biases": replace(NATIVE, experts=3, experts_per_token=3),
+    "sinks, multi-query": replace(NATIVE, attention_sinks=True, key_value_heads=1, attention_scale=0.3),
+    **{f"activation {name}": replace(NATIVE, activation=name) for name in ("geglu", "swiglu_clamped", *reference.ACTIVATIONS)},
 }
 
 
@@ -115,6 +139,33 @@ BFLOAT16_CONFIGS = {
     "gpt2": replace(PLAIN, context_length=45, head_size=32, activation="gelu_tanh", **BIASES),
     "relu2, small heads": replace(NATIVE, activation="relu2", tie_embeddings=False),
     "layernorm, post-norm": replace(WIDE, norm="layernorm", norm_placement="post"),
+    "gpt-j": replace(
+        PLAIN,
+        context_length=45,
+        head_size=32,
+        positions="rotary",
+        parallel_residual=True,
+        shared_norm=True,
+        output_head_bias=True,
+    ),
+    "gemma 3": replace(
+        WIDE,
+        norm_placement="sandwich",
+        norm_weight_offset=1.0,
+        activation="geglu",
+        embedding_scale=48**0.5,
+        local_rotary_base=50.0,
+        attention_windows=(7, 0),
+    ),
+    "sinks and experts": replace(
+        WIDE,
+        attention_sinks=True,
+        attention_windows=(7, 0),
+        experts=4,
+        experts_per_token=4,
+        activation="swiglu_clamped",
+        **BIASES,
+    ),
 }
 
 

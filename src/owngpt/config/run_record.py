@@ -80,10 +80,7 @@ class RunRecord:
         try:
             model, optimizer, course = self.plan["model"], self.plan["optimizer"], self.plan["course"]
             chosen = {
-                **{
-                    name: model[name]
-                    for name in ("layers", "hidden_size", "heads", "key_value_heads", "context_length", "dropout")
-                },
+                **{name: model[name] for name in _OF_THE_MODEL},
                 "vocab_size": self.vocab_size or model["vocab_size"],
                 "batch_size": self.plan["batch_size"],
                 "accumulation": course["accumulation"],

@@ -27,7 +27,8 @@ _LARGE_SHARE = 4
 _SECTIONS = 8
 _LEAST_SECTION, _SMALL_SECTION, _MOST_SECTION = 256, 4 * KIBIBYTE, 64 * KIBIBYTE
 _TRIES = 3
-_WINDOW = 2**20
+WINDOW_BYTES = 2**20
+"""Text looked at in one go."""
 _LEAST_PIECE = 32
 
 Range = tuple[int, int]
@@ -101,7 +102,7 @@ def split_documents(
     return _assemble(text, ranges, chosen, counts)
 
 
-def windows(text: Text, start: int, stop: int, size: int = _WINDOW) -> Iterator[Range]:
+def windows(text: Text, start: int, stop: int, size: int = WINDOW_BYTES) -> Iterator[Range]:
     """Cut a range into pieces of at most about `size` bytes, at a paragraph's, line's or character's end."""
     while stop - start > size:
         cut = _border_before(text, start + size // 2, start + size)
@@ -214,7 +215,7 @@ def _together(text: Text, ranges: Sequence[Range], stage: Stage) -> Iterator[byt
         for low, high in windows(text, start, stop):
             batch.append(text[low:high])
             size += high - low
-            if size >= _WINDOW:
+            if size >= WINDOW_BYTES:
                 yield b"\n\n".join(batch)
                 stage.add(size)
                 batch, size = [], 0
@@ -260,7 +261,7 @@ def _assemble(text: Text, ranges: Sequence[Range], chosen: list[_Candidate], cou
     kept = [piece for start, stop in held for piece in _without_repeated(text, start, stop, counts, own)]
     shares_text = bool(held) and not kept
     validation = held if shares_text else kept
-    train = [piece for piece in _subtract(ranges, held) if text[piece[0] : min(piece[1], piece[0] + _WINDOW)].strip()]
+    train = [piece for piece in _subtract(ranges, held) if text[piece[0] : min(piece[1], piece[0] + WINDOW_BYTES)].strip()]
     return Split(_as_array(train), _as_array(validation), _size(held) - _size(validation), shares_text)
 
 

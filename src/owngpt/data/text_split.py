@@ -9,10 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from owngpt.data.split import windows
-
-WINDOW_BYTES = 2**20
-"""Text looked at in one go."""
+from owngpt.data.split import WINDOW_BYTES, windows
 
 
 @dataclass(frozen=True)

@@ -66,13 +66,18 @@ class CachedContext:
         if was_training:  # a sample in the middle of a training run: no dropout here
             model.eval()
         with torch.inference_mode():
-            for chunk in token_ids.split(PREFILL_CHUNK, dim=1):
+            for chunk in token_ids.split(self._chunk(token_ids.shape[1]), dim=1):
                 hidden = model(chunk, self)  # (B, t, C)
                 self.length += chunk.shape[1]
             logits = model.head(hidden[:, -1])
         if was_training:
             model.train()
         return logits
+
+    def _chunk(self, length: int) -> int:
+        """Tokens for one call: a prompt in parts, but whole where its length decides how all of it is rotated."""
+        scaling = self._config.rotary_scaling
+        return length if scaling is not None and scaling.kind == "dynamic" else PREFILL_CHUNK
 
     def select(self, rows: Tensor) -> None:
         """Keep the given rows, in the given order; a row may be named several times.

@@ -167,8 +167,8 @@ class Engine:
         memory = self._scheduler.pool.size * self.runner.block_size
         if longest > memory:
             raise UsageError(
-                f"the prompt of {len(prompt)} tokens with max_new_tokens {request.config.max_new_tokens} needs room for {longest} "
-                f"tokens; the engine has memory for {memory}: write fewer tokens or give the engine more memory"
+                f"the prompt of {len(prompt)} tokens with max_new_tokens {request.config.max_new_tokens} needs room for "
+                f"{longest} tokens; the engine has memory for {memory}: write fewer tokens or give the engine more memory"
             )
         return prompt
 

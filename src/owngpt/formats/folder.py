@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,23 +101,78 @@ def _publish(staging: Path, folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def load_model(folder: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer]:
-    """Open a model folder, ours or of a family that we know.
+def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer]:
+    """Open a model: a folder, ours or of a family that we know, or a GGUF file.
 
     :param dtype: of the parameters in memory, whatever the file holds; None leaves them as most of them are stored, and in
         the mapped file where that is possible.
     :returns: the model, on the CPU and in evaluation mode, and its tokenizer.
     :raises ModelFolderError: something is missing, left over, of another shape or not implemented; it is named.
     """
-    folder = Path(folder)
-    config = load_config(folder)
-    tokenizer = Tokenizer.load(folder)
+    return open_model(path, dtype=dtype)[:2]
+
+
+@contextmanager
+def _garbage_left_alone() -> Iterator[None]:
+    """Loading makes no garbage, but so many objects that Python would look through all of torch's for some."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_garbage_left_alone()
+def open_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """What :func:`load_model` gives, and the content of generation_config.json, {} where there is none."""
+    path = Path(path)
+    if (file := gguf_file(path)) is not None:
+        from owngpt.formats.gguf import load_gguf  # not at the top: it is built on this file, and folders do not need it
+
+        return load_gguf(file, dtype=dtype)
+    config = load_config(path)
+    tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "
+            f"{path}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "
             "they do not belong together"
         )
-    return load_weights(folder, config, dtype=dtype), tokenizer
+    return load_weights(path, config, dtype=dtype), tokenizer, load_generation_settings(path)
+
+
+def gguf_file(path: Path) -> Path | None:
+    """The GGUF file that a path means: itself, or the only one of a folder that has no config.json; else None.
+
+    :raises ModelFolderError: there are several.
+    """
+    if path.is_file():
+        return path
+    if (path / CONFIG_FILE).exists() or not path.is_dir():
+        return None
+    found = sorted(path.glob("*.gguf"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found[:5])
+        raise ModelFolderError(f"{path} holds {len(found)} GGUF files; name the one that is meant: {names}")
+    return found[0] if found else None
+
+
+def load_generation_settings(folder: Path) -> dict[str, Any]:
+    """The content of generation_config.json, or nothing when the folder has none.
+
+    :raises ModelFolderError: it is not a JSON object.
+    """
+    path = folder / GENERATION_FILE
+    if not path.exists():
+        return {}
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(settings, dict):
+        raise ModelFolderError(f"{path} is not a JSON object")
+    return settings
 
 
 def load_weights(folder: Path, config: GPTConfig, *, dtype: torch.dtype | None = torch.float32) -> GPT:
@@ -132,25 +189,34 @@ def assembled(config: GPTConfig, state: Mapping[str, Tensor]) -> GPT:
     return model.eval()
 
 
-def load_family(folder: str | Path) -> Family:
-    """The layout of a model folder.
+def load_family(path: str | Path) -> Family:
+    """The layout of a model folder or GGUF file.
 
     :raises ModelFolderError: config.json is missing or damaged, or names a layout that is not implemented.
     """
-    return family_named(_read_config(Path(folder))["model_type"])
+    path = Path(path)
+    if (file := gguf_file(path)) is not None:
+        from owngpt.formats.gguf import load_gguf_config
+
+        return load_gguf_config(file)[0]
+    return family_named(_read_config(path)["model_type"])
 
 
-def load_config(folder: str | Path) -> GPTConfig:
-    """The configuration of a model folder.
+def load_config(path: str | Path) -> GPTConfig:
+    """The configuration of a model folder or GGUF file.
 
     :raises ModelFolderError: config.json is missing, damaged, or asks for something that is not implemented.
     """
-    folder = Path(folder)
-    values = _read_config(folder)
+    path = Path(path)
+    if (file := gguf_file(path)) is not None:
+        from owngpt.formats.gguf import load_gguf_config
+
+        return load_gguf_config(file)[1]
+    values = _read_config(path)
     try:
         return family_named(values["model_type"]).to_config(values)
     except (ModelFolderError, UsageError) as error:
-        raise ModelFolderError(f"{folder}: {error}") from error
+        raise ModelFolderError(f"{path}: {error}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

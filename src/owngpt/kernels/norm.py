@@ -47,7 +47,8 @@ def add_layer_norm(
 
 def _recorded(x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
     active = tape.recording()
-    assert active is not None and weight.dtype == torch.float32
+    assert active is not None
+    assert weight.dtype == torch.float32
     normed = active.empty(*x.shape)
     summed = x if update is None else active.empty(*x.shape)
     width = x.shape[-1]

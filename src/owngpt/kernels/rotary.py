@@ -10,7 +10,6 @@ from torch import Tensor
 
 from owngpt.kernels import library, tape
 
-
 LARGEST_RECORDED = 1024
 """Elements of a head that the step takes."""
 
@@ -74,12 +73,13 @@ def _recorded(
     if query_weight is None and not half:
         return query, key, value
     active = tape.recording()
-    assert active is not None and layout.size <= LARGEST_RECORDED
+    assert active is not None
+    assert layout.size <= LARGEST_RECORDED
     batch, time = projected.shape[:2]
     rotated = active.empty(batch, time, layout.heads + layout.groups, layout.size)
     active.step(
-        "rotate", projected, query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rotated, batch * time,
-        layout.heads, layout.groups, layout.size, half, float(epsilon),
+        "rotate", projected, query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rotated,
+        batch * time, layout.heads, layout.groups, layout.size, half, float(epsilon),
     )  # fmt: skip
     return rotated[:, :, : layout.heads], rotated[:, :, layout.heads :], value
 

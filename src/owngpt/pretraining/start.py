@@ -89,6 +89,7 @@ def _resumed(
     if not described.exists():
         raise UsageError(f"{folder} holds no run to resume (no {RUN}/{RUN_FILE}); start one without --resume")
     record = RunRecord.read(described)
+    plan_of(record, folder / RUN)  # a damaged plan is said before anything else
     job = Job(folder, record.sources, TrainConfig(**record.settings), began, quiet=quiet, ranks=ranks, record=record)
     job.checkpoint = checkpoint
     _check_same(record, options)

@@ -57,14 +57,16 @@ class _Entry:
 
 
 def fused_rows(model: GPT, name: str, parameter: Tensor) -> tuple[int, ...]:
-    """Rows of each logical matrix inside a parameter: Muon orthogonalises queries, keys, values, gate and up on their own."""
+    """Rows of each logical matrix inside a parameter: Muon orthogonalises queries, keys, values, gate and up on their own,
+    and each expert's."""
     config = model.config
     if name.endswith("query_key_value.weight"):
         head = config.head_size
         return (config.heads * head, config.key_value_heads * head, config.key_value_heads * head)
+    stacked = parameter.shape[0] if parameter.dim() == 3 else 1
     if name.endswith("gate_up.weight"):
-        return (config.intermediate_size, config.intermediate_size)
-    return (parameter.shape[0],)
+        return (config.intermediate_size, config.intermediate_size) * stacked
+    return (parameter.shape[-2],) * stacked
 
 
 class Optimizer:
@@ -79,7 +81,7 @@ class Optimizer:
     def _entry(self, model: GPT, name: str, parameter: nn.Parameter) -> _Entry:
         settings = self.settings
         master = parameter.data if parameter.dtype == torch.float32 else parameter.detach().float()
-        if parameter.dim() < 2:
+        if parameter.dim() < 2 or name.endswith(".bias"):  # experts have their biases in one matrix
             entry = _Entry(name, parameter, master, settings.vector_rate, 0.0)
         elif name.startswith("blocks."):
             parts = fused_rows(model, name, parameter) if settings.kind == "muon" else ()
@@ -116,7 +118,8 @@ class Optimizer:
                 beta=self.settings.momentum,
             )
             result = torch.empty_like(direction)
-            for part, target in zip(direction.split(entry.parts), result.split(entry.parts), strict=True):
+            rows, targets = (matrix.flatten(0, -2).split(entry.parts) for matrix in (direction, result))
+            for part, target in zip(rows, targets, strict=True):
                 groups.setdefault(tuple(part.shape), []).append((part, target))
             directions[entry.name] = result
         for group in groups.values():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from owngpt.errors import ModelFolderError, UsageError
-from owngpt.families import family_named
+from owngpt.families import Family, family_named
 from owngpt.formats.folder import assembled
 from owngpt.formats.gguf.architectures import architecture_named
 from owngpt.formats.gguf.header import Header, read_header
@@ -47,12 +47,13 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype | None = torch.float32) ->
     return assembled(config, state), tokenizer, _generation(header, tokenizer)
 
 
-def load_gguf_config(path: str | Path) -> GPTConfig:
-    """The configuration of a GGUF file.
+def load_gguf_config(path: str | Path) -> tuple[Family, GPTConfig]:
+    """The layout and the configuration of a GGUF file.
 
     :raises ModelFolderError: see :func:`load_gguf`.
     """
-    return _described(read_header(path))[1]
+    values, config, _ = _described(read_header(path))
+    return family_named(values["model_type"]), config
 
 
 def _described(header: Header) -> tuple[dict[str, Any], GPTConfig, GGUFTensors]:

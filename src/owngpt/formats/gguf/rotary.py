@@ -16,7 +16,9 @@ from owngpt.model.rotary import RotaryScaling, rotary_frequencies
 
 DIVISORS = "rope_freqs.weight"
 ORIGINAL_LENGTH = 8192
-"""Llama 3's; only the ratios of it and the two factors matter, so that it may stand for any other."""
+"""Llama 3's; only its ratios to the two limits matter, so that it may stand for any other."""
+USUAL_LIMITS = (1.0, 4.0)
+"""Llama 3's low and high frequency factors."""
 
 
 def read_rotary(metadata: Metadata, context_length: int, size: int) -> dict[str, Any]:
@@ -60,9 +62,10 @@ def rotary_keys(config: Config) -> dict[str, Any]:
     keys: dict[str, Any] = {"rope.freq_base": float(block["rope_theta"])}
     if block["rope_type"] in ("linear", "yarn"):
         keys |= {"rope.scaling.type": block["rope_type"], "rope.scaling.factor": float(block["factor"])}
-    if block["rope_type"] == "yarn":
-        scaling = _scaling(block)
+    scaling = _scaling(block) if block["rope_type"] in ("yarn", "llama3") else None
+    if scaling is not None:
         keys["rope.scaling.original_context_length"] = scaling.original_context_length
+    if scaling is not None and scaling.kind == "yarn":
         keys["rope.scaling.yarn_beta_fast"] = scaling.beta_fast
         keys["rope.scaling.yarn_beta_slow"] = scaling.beta_slow
         if not math.isclose(scaling.magnitude, _usual_magnitude(scaling.factor), rel_tol=1e-6):
@@ -105,21 +108,21 @@ def divisors(config: Config, size: int) -> dict[str, Tensor]:
 def _llama3(metadata: Metadata, base: float, size: int) -> dict[str, Any]:
     """The scaling that these divisors come from: between the two limits, 1/divisor is linear in the frequency."""
     stored = metadata.vector(DIVISORS, size // 2)
-    plain = rotary_frequencies(size, base).numpy().astype(np.float64)
+    original = metadata.integer("rope.scaling.original_context_length", ORIGINAL_LENGTH)
     factor = float(stored.max())
-    low, high = 1.0, 4.0
+    turns = original * rotary_frequencies(size, base).numpy().astype(np.float64) / (2 * math.pi)
     between = (stored > 1.0 + 1e-6) & (stored < factor * (1.0 - 1e-6))
+    limits = [USUAL_LIMITS]
     if between.sum() > 1:
         share = (1.0 / stored[between] - 1.0 / factor) / (1.0 - 1.0 / factor)
-        slope, start = np.polyfit(ORIGINAL_LENGTH * plain[between] / (2 * math.pi), share, 1)
-        low, high = round(-start / slope, 4), round((1.0 - start) / slope, 4)
-    found = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
-    found["original_max_position_embeddings"] = ORIGINAL_LENGTH
-    if factor < 1.0 or not 0 < low < high or not _explains(found, base, size, stored):
-        raise ModelFolderError(
-            f"{metadata.path}: {DIVISORS} is not Llama 3's scaling of the frequencies; no other is implemented"
-        )
-    return found
+        slope, start = np.polyfit(turns[between], share, 1)
+        limits.append((round(-start / slope, 4), round((1.0 - start) / slope, 4)))
+    for low, high in limits:
+        found = {"rope_type": "llama3", "factor": factor, "low_freq_factor": low, "high_freq_factor": high}
+        found["original_max_position_embeddings"] = original
+        if factor >= 1.0 and 0 < low < high and _explains(found, base, size, stored):
+            return found
+    raise ModelFolderError(f"{metadata.path}: {DIVISORS} is not Llama 3's scaling of the frequencies; no other is implemented")
 
 
 def _explains(block: dict[str, Any], base: float, size: int, stored: np.ndarray[Any, Any]) -> bool:

@@ -36,7 +36,8 @@ CONNECT_SECONDS = 20.0
 SILENCE_SECONDS = 60.0
 MAXIMUM_ANSWER_BYTES = 32 * 2**20
 """Of an answer that is read into memory."""
-_CHUNK_BYTES = 1 << 18
+_LOOK_BYTES = 1 << 24
+"""How often the disk is looked at while a file of unknown length comes."""
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -98,7 +99,7 @@ def read_json(
         def ask() -> bytes:
             with _answer(client, url, access, parameters=parameters) as response:
                 content = bytearray()
-                for piece in response.iter_bytes(_CHUNK_BYTES):
+                for piece in response.iter_bytes():
                     content += piece
                     if len(content) > MAXIMUM_ANSWER_BYTES:
                         raise DownloadError(
@@ -145,19 +146,19 @@ def _receive(client: httpx2.Client, file: RemoteFile, partial: Path, access: Acc
         size = file.size if file.size is not None else None if length is None else have + length
         require_space(partial.parent, (size or 0) - have)
         with open(partial, "ab", buffering=0) as out:
-            for piece in response.iter_bytes(_CHUNK_BYTES):
+            for piece in response.iter_bytes():  # as they come, so that what came before a cut is kept
                 out.write(piece)
                 have += len(piece)
-                _bounded(partial, file.name, have, size)
+                _bounded(partial, file.name, have, len(piece), size)
                 if progress is not None:
                     progress(file.name, have, size or 0)
     if size is not None and have < size:
         raise _PassingError(_cut_off(access))
 
 
-def _bounded(partial: Path, name: str, have: int, size: int | None) -> None:
+def _bounded(partial: Path, name: str, have: int, new: int, size: int | None) -> None:
     """Stop a file that goes on after its end, or that never said where it ends while the disk fills."""
-    if size is None and have % (64 * _CHUNK_BYTES) < _CHUNK_BYTES:
+    if size is None and have // _LOOK_BYTES > (have - new) // _LOOK_BYTES:
         require_space(partial.parent, 0)
     if size is not None and have > size:
         partial.unlink()

