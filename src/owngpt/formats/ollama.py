@@ -44,16 +44,17 @@ class Layout:
         return text + self.assistant[0]
 
     def in_go(self) -> str:
-        """The same as a template of Go's text/template, as Ollama fills it in."""
+        """The same as a template of Go's text/template, as Ollama fills it in. Nothing in it trims spaces: they are meant."""
         begin = f"{{{{ if not (and $.System (eq $i 1)) }}}}{self.user[0]}{{{{ end }}}}" if self.merged else self.user[0]
-        return "".join((
-            "{{- range $i, $_ := .Messages }}{{- $last := eq (len (slice $.Messages $i)) 1 }}",
-            '{{- if eq .Role "system" }}', f"{self.system[0]}{{{{ .Content }}}}{self.system[1]}",
-            '{{- else if eq .Role "user" }}', f"{begin}{{{{ .Content }}}}{self.user[1]}",
-            '{{- else if eq .Role "assistant" }}',
+        parts = (
+            "{{ range $i, $_ := .Messages }}{{ $last := eq (len (slice $.Messages $i)) 1 }}",
+            '{{ if eq .Role "system" }}', f"{self.system[0]}{{{{ .Content }}}}{self.system[1]}",
+            '{{ else if eq .Role "user" }}', f"{begin}{{{{ .Content }}}}{self.user[1]}",
+            '{{ else if eq .Role "assistant" }}',
             f"{self.assistant[0]}{{{{ .Content }}}}{{{{ if not $last }}}}{self.assistant[1]}{{{{ end }}}}",
-            '{{- end }}{{ if and $last (ne .Role "assistant") }}', self.assistant[0], "{{ end }}{{- end }}",
-        ))  # fmt: skip
+            '{{ end }}{{ if and $last (ne .Role "assistant") }}', self.assistant[0], "{{ end }}{{ end }}",
+        )  # fmt: skip
+        return "".join(parts)
 
 
 def _same_for_all(name: str, before: str, after: str, assistant: str = "assistant") -> Layout:
@@ -138,7 +139,7 @@ def _recognised(tokenizer: Tokenizer) -> tuple[Layout | None, str | None]:
 
 
 def _rendered(tokenizer: Tokenizer, messages: Messages) -> str | None:
-    """The model's own template on a conversation, without the begin-of-text token that Ollama puts there itself; None where it refuses, as some do."""
+    """The model's own template on a conversation, less the begin-of-text token, which Ollama adds; None where it refuses."""
     try:
         text = ChatTemplate.of(tokenizer).render(messages, add_generation_prompt=True)
     except (ModelFolderError, UsageError):
