@@ -79,6 +79,16 @@ def test_wrong_token_ids_are_refused(model: owngpt.Model, token_ids: list[int], 
         model.logits(token_ids)
 
 
+def test_left_padding_changes_no_logits(model: owngpt.Model) -> None:
+    ids = model.tokenizer.encode(PROMPT + "夜来")
+    masked = model.logits([[0, 0, 0, *ids]], attention_mask=[[0] * 3 + [1] * len(ids)])
+    torch.testing.assert_close(masked[:, 3:], model.logits(ids), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UsageError, match=r"attention_mask is \(1, 2\)"):
+        model.logits([ids], attention_mask=[[1, 1]])
+    with pytest.raises(UsageError, match="between the tokens of row 0"):
+        model.logits([ids], attention_mask=[[1] + [0] * (len(ids) - 2) + [1]])
+
+
 def test_a_base_model_says_that_it_cannot_chat(model: owngpt.Model) -> None:
     with pytest.raises(UsageError, match="no chat template"):
         model.chat([{"role": "user", "content": "Hi"}])

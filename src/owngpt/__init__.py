@@ -11,17 +11,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from owngpt.api import Model, evaluate, load, prepare, pull, train
+    from owngpt.api import Model, evaluate, export, load, prepare, pull, train
     from owngpt.errors import OwnGPTError
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "OwnGPTError", "__version__", "evaluate", "load", "prepare", "pull", "train"]
+__all__ = ["Model", "OwnGPTError", "__version__", "evaluate", "export", "load", "prepare", "pull", "train"]
 
 _HOMES = {
     "Model": "owngpt.api",
     "OwnGPTError": "owngpt.errors",
     "evaluate": "owngpt.api",
+    "export": "owngpt.api",
     "load": "owngpt.api",
     "prepare": "owngpt.api",
     "pull": "owngpt.api",

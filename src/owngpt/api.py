@@ -21,7 +21,7 @@ from owngpt.engine.generate import generate as engine_generate
 from owngpt.engine.generate import generate_stream as engine_stream
 from owngpt.engine.sequence import Generation
 from owngpt.errors import UsageError
-from owngpt.formats.folder import DTYPES, open_model
+from owngpt.formats.folder import DTYPES, load_family, open_model
 from owngpt.formats.locate import locate
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
@@ -30,10 +30,11 @@ from owngpt.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from owngpt.data.prepare import prepare
     from owngpt.evaluate.bits import Progress, Score
+    from owngpt.formats.exports import Export, Format
     from owngpt.formats.hub.pull import pull
     from owngpt.pretraining import TrainedModel, train
 
-__all__ = ["Model", "TrainedModel", "evaluate", "load", "locate", "prepare", "pull", "train"]
+__all__ = ["Model", "TrainedModel", "evaluate", "export", "load", "locate", "prepare", "pull", "train"]
 
 _HOMES = {
     "TrainedModel": "owngpt.pretraining",
@@ -96,6 +97,30 @@ def evaluate(
     return score_files(model.network, model.tokenizer, paths, context_length=context_length, stride=stride, progress=progress)
 
 
+def export(model: str | Path, *, format: Format, output: str | Path, dtype: str | None = None, force: bool = False) -> Export:
+    """Write a model for other programs.
+
+    :param model: what :func:`load` takes.
+    :param format: hf, a folder that transformers opens; gguf, one file for llama.cpp; ollama, a GGUF with its Modelfile.
+    :param output: a folder; for gguf a file that ends in .gguf.
+    :param dtype: hf: float32, bfloat16 or float16, by default as the model is stored; gguf and ollama: float32, float16,
+        bfloat16, q8_0 or q4_0, by default q8_0.
+    :param force: replace what is there.
+    :returns: the files written, and in sentences what is not quite as asked.
+    :raises UsageError: an unknown format or dtype, or the output is there already.
+    :raises ModelFolderError: the format cannot hold this model; the message says why.
+    """
+    from owngpt.formats.exports import check_output, export_model  # not at the top: few programs export
+
+    check_output(format, Path(output), force=force)
+    found = locate(model)
+    family = load_family(found).model_type
+    network, tokenizer, generation = open_model(found, dtype=None)
+    return export_model(
+        network, tokenizer, format=format, output=output, dtype=dtype, force=force, generation=generation, family=family
+    )
+
+
 class Model:
     """A GPT with its tokenizer, ready to write.
 
@@ -155,16 +180,25 @@ class Model:
             raise UsageError(f"num_return_sequences is {config.num_return_sequences}; a chat has one answer: use 1")
         return engine_generate(self.network, self.tokenizer, token_ids, config, self._end_ids)[0].text
 
-    def logits(self, token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+    def logits(
+        self,
+        token_ids: Tensor | Sequence[int] | Sequence[Sequence[int]],
+        attention_mask: Tensor | Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
         """Logits of the next token at every position.
 
         :param token_ids: (B, T), or (T,) for one sequence, of ids below ``config.vocab_size``; T at most
             ``config.context_length``.
+        :param attention_mask: of the same shape, 1 for tokens and 0 for the padding before them, whose logits mean nothing.
         :returns: (B, T, V) float32 on the CPU.
+        :raises UsageError: ids outside of the vocabulary, too many, or a mask of another shape or with gaps.
         """
         ids = self._checked_ids(torch.as_tensor(token_ids))
+        mask = None if attention_mask is None else torch.atleast_2d(torch.as_tensor(attention_mask))
+        if mask is not None and mask.shape != ids.shape:
+            raise UsageError(f"attention_mask is {tuple(mask.shape)}, token_ids are {tuple(ids.shape)}; give both the same shape")
         with torch.inference_mode():
-            logits = self.network.logits(ids.to(self.network.embedding.weight.device))
+            logits = self.network.logits(ids.to(self.network.embedding.weight.device), attention_mask=mask)
         return logits.float().cpu().clone()  # a clone is an ordinary tensor, which autograd accepts
 
     def _generation_config(self, options: Mapping[str, Any]) -> GenerationConfig:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import owngpt
 from owngpt.errors import ModelFolderError, StorageError, UsageError
 from owngpt.formats.folder import load_config, load_model, save_model
 from owngpt.model.config import GPTConfig
@@ -213,3 +214,144 @@ def test_a_file_in_the_way_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot write"):
         save_model(tmp_path / "file", model(), TOKENIZER)
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_the_weights_file_is_as_readable_as_the_others(folder: Path) -> None:
+    """safetensors alone would make it 0600, and a shared folder useless to everybody else."""
+    for file in folder.iterdir():
+        file.unlink()
+    save_model(folder, model(), TOKENIZER)
+    (folder / "mine").write_text("x")
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "mine").stat().st_mode
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_weights_stay_as_stored_unless_asked(dtype: str, folder: Path) -> None:
+    save_model(folder, model(), TOKENIZER, dtype=dtype)
+    stored = getattr(torch, dtype)
+    assert {parameter.dtype for parameter in load_model(folder, dtype=None)[0].parameters()} == {stored}
+    again, _ = load_model(folder)
+    for name, tensor in model().state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor.to(stored).float()), name
+    assert owngpt.load(folder, device="cpu").network.embedding.weight.dtype == stored
+    assert owngpt.load(folder, device="cpu", dtype="float32").network.embedding.weight.dtype == torch.float32
+    with pytest.raises(UsageError, match="unknown dtype 'int8'; choose auto, float32"):
+        owngpt.load(folder, dtype="int8")
+
+
+def test_changing_a_loaded_model_does_not_change_its_file(folder: Path) -> None:
+    before = (folder / "model.safetensors").read_bytes()
+    again, _ = load_model(folder)
+    with torch.no_grad():
+        for parameter in again.parameters():
+            parameter.mul_(2)
+    assert (folder / "model.safetensors").read_bytes() == before
+    assert torch.equal(again.embedding.weight, 2 * model().embedding.weight)
+    save_model(folder, again, TOKENIZER)  # over the very file that is mapped
+    assert torch.equal(again.embedding.weight, 2 * model().embedding.weight)
+    assert torch.equal(load_model(folder)[0].embedding.weight, again.embedding.weight)
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from owngpt.formats.folder import load_config, load_weights
+def kilobytes(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name))
+folder, dtype = Path(sys.argv[1]), {"auto": None}.get(sys.argv[2], torch.float32)
+config = load_config(folder)
+small = load_weights(Path(sys.argv[3]), load_config(sys.argv[3]))  # what is needed once, whatever is loaded
+open("/proc/self/clear_refs", "w").write("5")  # the peak starts again from here
+before = kilobytes("VmRSS")
+model = load_weights(folder, config, dtype=dtype)
+total = sum(parameter.double().sum() if parameter.numel() < 1000 else parameter.amax() for parameter in model.parameters())
+print((kilobytes("VmHWM") - before) * 1024 / sum(p.numel() * p.element_size() for p in model.parameters()))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a process")
+@pytest.mark.parametrize(("stored", "dtype"), [("float32", "auto"), ("bfloat16", "auto"), ("bfloat16", "float32")])
+def test_the_peak_of_loading_is_about_the_weights(stored: str, dtype: str, folder: Path, tmp_path: Path) -> None:
+    """60 MB in bfloat16, 120 MB in float32; every value is touched."""
+    wide = {"vocab_size": 8000, "hidden_size": 768, "layers": 4, "head_size": 64, "heads": 12, "key_value_heads": 4}
+    config = GPTConfig(context_length=64, intermediate_size=2048, **wide)
+    save_model(tmp_path / "big", GPT(config, generator=torch.Generator().manual_seed(1)), TOKENIZER, dtype=stored)
+    command = [sys.executable, "-c", PEAK, str(tmp_path / "big"), dtype, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0.9 <= float(done.stdout) <= 1.2
+
+
+def test_chat_templates_inside_the_settings_are_read(folder: Path) -> None:
+    for template in ("{{ 1 }}", [{"name": "tool_use", "template": "{{ 2 }}"}, {"name": "default", "template": "{{ 1 }}"}]):
+        edit(folder / "tokenizer_config.json", chat_template=template)
+        assert load_model(folder)[1].chat_template == "{{ 1 }}"
+    (folder / "chat_template.jinja").write_text("{{ 3 }}")
+    assert load_model(folder)[1].chat_template == "{{ 3 }}"
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        "", "{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": 3}}', '{"weight_map": {"a": ["x.safetensors"]}}',
+        '{"weight_map": {"a": "../model.safetensors"}}', '{"weight_map": {"a": "/etc/x.safetensors"}}',
+        '{"weight_map": {"a": "..\\\\x.safetensors"}}', '{"weight_map": {"a": "C:x.safetensors"}}',
+        '{"weight_map": {"a": "x\\u0000.safetensors"}}', '{"weight_map": {"a": "model.bin"}}', "[" * 100_000,
+    ],
+)  # fmt: skip
+def test_a_hostile_index_is_refused(index: str, folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "x.safetensors")
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelFolderError, match=r"index\.json"):
+        load_model(folder)
+
+
+def test_an_index_of_too_many_or_too_large_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {str(n): f"{n}.safetensors" for n in range(10_001)}}))
+    with pytest.raises(ModelFolderError, match=r"10,001 files; at most 10,000"):
+        load_model(folder)
+    with index.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ModelFolderError, match="an index has at most 67,108,864"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**50]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}},
+        {"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}},
+        {
+            "a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+            "b": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+        },
+        {"a": {"dtype": "X9", "shape": [1], "data_offsets": [0, 4]}},
+        {"a": 7},
+        [],
+    ],
+)
+def test_a_hostile_safetensors_header_is_refused(header: Any, folder: Path) -> None:
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ModelFolderError, match=r"model\.safetensors is missing, damaged or not safetensors"):
+        load_model(folder)
+
+
+def test_a_header_that_is_not_padded_is_read(folder: Path) -> None:
+    """Tensors then lie at odd places in the file."""
+    tensors = load_file(folder / "model.safetensors")
+    header, data = {}, b""
+    for name, tensor in tensors.items():
+        raw = tensor.numpy().tobytes()
+        header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(header).encode()
+    text += b" " * ((1 - len(text)) % 4)  # so that the data begins at an odd place
+    assert (8 + len(text)) % 4 == 1
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    again, _ = load_model(folder)
+    for name, tensor in model().state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name

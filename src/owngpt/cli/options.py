@@ -22,12 +22,18 @@ def options_of(record: type, *, leave_out: Collection[str] = ()) -> Any:
     helps = {parameter.arg_name: parameter.description for parameter in parse_from_object(record).params}
     hints = get_type_hints(record)
     annotations = {
-        field.name: Annotated[hints[field.name], Parameter(help=_help(helps.get(field.name), field))]
+        field.name: Annotated[hints[field.name], Parameter(name=_option(field), help=_help(helps.get(field.name), field))]
         for field in dataclasses.fields(record)
         if field.name not in leave_out
     }
     given = TypedDict(f"{record.__name__}Options", annotations, total=False)  # type: ignore[misc, operator]
     return Annotated[given, Parameter(name="*")]
+
+
+def _option(field: dataclasses.Field[Any]) -> str | None:
+    """The option's name where it is not the field's, because Python has other plans with that word."""
+    name: str | None = field.metadata.get("option")
+    return name
 
 
 def _help(description: str | None, field: dataclasses.Field[Any]) -> str:

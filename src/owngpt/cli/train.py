@@ -79,8 +79,9 @@ def print_plan(plan: dict[str, Any]) -> None:
         "model": f"{model['layers']} layers of width {model['hidden_size']}, {model['heads']} heads, "
         f"vocabulary {model['vocab_size']:,}, context {model['context_length']:,}",
         "steps": f"about {course['steps']:,} of {per_step:,} tokens",
-        "expected": f"{plan['expected_bits_per_byte']:.2f} bits per byte on text that is held out",
     }
+    if math.isfinite(plan["expected_bits_per_byte"]):  # not known of a model that goes on from another
+        pairs["expected"] = f"{plan['expected_bits_per_byte']:.2f} bits per byte on text that is held out"
     if math.isfinite(plan["tokens_per_second"]):  # not measured when steps or tokens decide the length
         pairs["speed"] = f"{plan['tokens_per_second']:,.0f} tokens/s"
     print_pairs(pairs)

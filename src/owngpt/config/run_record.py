@@ -10,7 +10,7 @@ from typing import Any
 
 from owngpt.config.files import atomic_write_text
 from owngpt.config.settings_file import fitted, load_settings
-from owngpt.config.training import DEFAULT_MINUTES, DIALS, TrainConfig
+from owngpt.config.training import DEFAULT_MINUTES, DIALS, OF_A_MODEL, TrainConfig
 from owngpt.errors import CheckpointError, UsageError
 
 RUN_FILE = "run.yaml"
@@ -79,9 +79,11 @@ class RunRecord:
         """
         try:
             model, optimizer, course = self.plan["model"], self.plan["optimizer"], self.plan["course"]
+            own = {**{name: model[name] for name in _OF_THE_MODEL}, "vocab_size": self.vocab_size or model["vocab_size"]}
+            if self.settings.get("from_model"):
+                own = {name: value for name, value in own.items() if name not in OF_A_MODEL}
             chosen = {
-                **{name: model[name] for name in _OF_THE_MODEL},
-                "vocab_size": self.vocab_size or model["vocab_size"],
+                **own,
                 "batch_size": self.plan["batch_size"],
                 "accumulation": course["accumulation"],
                 "learning_rate": optimizer["matrix_rate"],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from owngpt.config.checks import above, at_least, one_of, within
@@ -13,6 +13,8 @@ DEFAULT_MINUTES = 10.0
 PRESETS = ("native", "gpt", "gpt2", "gpt2-medium", "gpt3-small", "gpt-neo-125m")
 DIALS = ("minutes", "steps", "tokens")
 SIZES = ("layers", "hidden_size", "heads", "key_value_heads", "context_length", "batch_size", "accumulation")
+OF_A_MODEL = ("preset", "tokenizer", "vocab_size", "layers", "hidden_size", "heads", "key_value_heads")
+"""What a model that a run goes on from brings along."""
 MAX_SEED = 2**63 - 1
 
 
@@ -28,6 +30,8 @@ class TrainConfig:
     """Training tokens instead of a time."""
     preset: str | None = None
     """Architecture: native (any size), gpt, gpt2, gpt2-medium, gpt3-small or gpt-neo-125m."""
+    from_model: str | None = field(default=None, metadata={"option": "--from"})
+    """A model to go on from: a folder, a .gguf file or the name of a pulled one. Its tokenizer, shape and layout stay."""
     tokenizer: str | None = None
     """bpe, byte or char to train one on the text, or the folder of an existing one."""
     vocab_size: int | None = None
@@ -70,6 +74,10 @@ class TrainConfig:
         if len(given) > 1:
             names = " and ".join(f"--{name}" for name in given)
             raise UsageError(f"{names} are given together, but a run ends in one way; keep one of them")
+        brought = [name for name in OF_A_MODEL if getattr(self, name) is not None]
+        if self.from_model is not None and brought:
+            option = f"--{brought[0].replace('_', '-')}"
+            raise UsageError(f"{option} and --from are given together, but {self.from_model} has its own; leave {option} out")
         if self.minutes is not None:
             above("minutes", self.minutes, 0, example=10)
         if self.learning_rate is not None:

@@ -226,10 +226,8 @@ class Engine:
                 return _Outcome(plan, self.runner.run([_part(work) for work in plan]), {})
         except Exception as error:  # whatever it is, it must not end the thread
             if len(plan) == 1:
-                known = isinstance(error, OwnGPTError)
-                return _Outcome(
-                    (), _NO_LOGITS, {plan[0].task: error if known else EngineError(f"the model could not run: {error}")}
-                )
+                known = error if isinstance(error, OwnGPTError) else EngineError(f"the model could not run: {error}")
+                return _Outcome((), _NO_LOGITS, _only(plan[0].task, known))
         outcomes = [self._run([work]) for work in plan]  # one of them spoils it: find out which, and go on with the others
         return _Outcome(
             [work for outcome in outcomes for work in outcome.done],
@@ -294,6 +292,10 @@ class Engine:
             for block in blocks:
                 if not self._scheduler.pool.held(block):
                     self.runner.forget_block(block)
+
+
+def _only(task: Task, error: OwnGPTError) -> dict[Task, OwnGPTError]:
+    return {task: error}
 
 
 def _part(work: Work) -> Part:

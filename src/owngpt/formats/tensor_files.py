@@ -52,7 +52,7 @@ class MappedFile:
             return torch.empty(shape, dtype=dtype)
         offset, misaligned = self._start + begin, (self._start + begin) % dtype.itemsize
         if misaligned:  # rare: writers pad their headers
-            return torch.frombuffer(self._map[offset : self._start + end], dtype=dtype).clone().view(shape)
+            return torch.frombuffer(bytearray(self._map[offset : self._start + end]), dtype=dtype).view(shape)
         return torch.frombuffer(self._map, dtype=dtype, count=(end - begin) // dtype.itemsize, offset=offset).view(shape)
 
     def release(self, name: str) -> None:

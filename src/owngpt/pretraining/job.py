@@ -23,6 +23,7 @@ from owngpt.formats.folder import save_model
 from owngpt.kernels.ceiling import matmul_ceiling
 from owngpt.kernels.machine import describe_machine
 from owngpt.model.gpt import GPT
+from owngpt.pretraining.base import BaseModel
 from owngpt.pretraining.output import RUN, check_output, removed_on_failure
 from owngpt.pretraining.parts import build_batches, build_module, device_of, held_out_batches, plan_of
 from owngpt.pretraining.samples import openings, write_samples
@@ -81,6 +82,7 @@ class Job:
         self.display: Display = make_display(quiet=quiet)
         self.device = device_of(ranks)
         self.record = record
+        self.base = BaseModel.of(settings.from_model) if settings.from_model else None
         self.is_resumed = record is not None
         self.checkpoint: Path | None = None
         self.is_named = True
@@ -117,7 +119,7 @@ class Job:
             plan = self._agreed_plan(text)
             if self.ranks:
                 self.ranks.announce_ready(self.run_folder)
-            module = build_module(plan, self.device, self.ranks)
+            module = build_module(plan, self.device, self.ranks, self.base)
             result = self._trainer(plan, module, text, lock).run()
             if self.ranks:
                 self.ranks.end()
@@ -146,13 +148,15 @@ class Job:
                 )
             return plan
         plan = self._plan(text)
-        trained = text.tokenizer.vocab_size if self.settings.tokenizer in (None, "bpe", "char") else None
+        trains = self.base is None and self.settings.tokenizer in (None, "bpe", "char")
+        trained = text.tokenizer.vocab_size if trains else None
         record = RunRecord(self.sources, asdict(self.settings), plan.to_dict(), trained)
         self.record = record.write(self.run_folder / RUN_FILE)
         return plan
 
     def _plan(self, text: Text) -> Plan:
         rows = -(-text.tokenizer.vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+        rows = self.base.config.vocab_size if self.base else rows
         facts = TextFacts(text.prepared.train.byte_count, text.prepared.train.token_count, rows)
         dtype = compute_type(self.device, describe_machine().features)
         remaining = self.remaining()
@@ -164,8 +168,9 @@ class Job:
                     f"give at least --minutes {(time.monotonic() - self.began + self._reserve() + 10) / 60:.1f}"
                 )
         ranks = self.ranks.size if self.ranks else 1
-        plan = make_plan(self.settings, facts, seconds=remaining, dtype=dtype, device=self.device, ranks=ranks)
-        family_for(plan.model)  # a shape that no model folder can hold must not be found out after training
+        base = self.base.config if self.base else None
+        plan = make_plan(self.settings, facts, seconds=remaining, dtype=dtype, device=self.device, ranks=ranks, base=base)
+        family_for(base or plan.model)  # a shape that no model folder can hold must not be found out after training
         for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
             self.display.say(line)
         return plan
@@ -225,14 +230,16 @@ class Job:
         samples: list[dict[str, Any]],
     ) -> None:  # fmt: skip
         """The model folder, its card and the picture of the run."""
-        final = GPT(plan.model)
-        final.load_state_dict(module.weights())
+        final = self.base.finish(module.weights()) if self.base else GPT(plan.model)
+        if self.base is None:
+            final.load_state_dict(module.weights())
         name, report = self.folder.resolve().name, text.corpus.report.to_dict()
         card = model_card(
-            name=name, config=plan.model, data=report, plan=_measured(plan.to_dict()), score=score, training=training,
+            name=name, config=final.config, data=report, plan=_measured(plan.to_dict()), score=score, training=training,
             samples=samples, tokenizer=text.tokenizer,
         )  # fmt: skip
-        save_model(self.folder, final, text.tokenizer, card=card, generation=None)
+        layout, generation = (self.base.layout, self.base.generation()) if self.base else (None, None)
+        save_model(self.folder, final, text.tokenizer, card=card, generation=generation, family=layout)
         atomic_write_text(self.run_folder / "data.json", json.dumps(report, indent=2, ensure_ascii=False))
         draw_curve(self.run_folder / "metrics.jsonl", self.folder / "loss.png", title=name)
 

@@ -11,6 +11,7 @@ from owngpt.data.batches import Batch, Batches, validation_batches
 from owngpt.data.shards import PreparedData
 from owngpt.errors import CheckpointError, UsageError
 from owngpt.model.gpt import GPT
+from owngpt.pretraining.base import BaseModel
 from owngpt.train.parallel import Ranks
 from owngpt.train.planner import Plan
 from owngpt.train.step import TrainModule
@@ -28,9 +29,10 @@ def device_of(ranks: Ranks | None) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_module(plan: Plan, device: torch.device, ranks: Ranks | None) -> TrainModule:
-    """A new model with the plan's seed, under its optimizer."""
-    model = GPT(plan.model, generator=torch.Generator().manual_seed(plan.seed)).to(device)
+def build_module(plan: Plan, device: torch.device, ranks: Ranks | None, base: BaseModel | None = None) -> TrainModule:
+    """A new model with the plan's seed, or a copy of the one that the run goes on from, under its optimizer."""
+    model = base.start(plan.model) if base else GPT(plan.model, generator=torch.Generator().manual_seed(plan.seed))
+    model.to(device)
     seed = plan.seed + DROPOUT_STRIDE * (ranks.rank if ranks else 0)
     return TrainModule(model, plan.optimizer, dtype=getattr(torch, plan.dtype), clip=plan.clip, seed=seed, reducer=ranks)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from owngpt.config.run_record import RUN_FILE, RunRecord
 from owngpt.config.training import TrainConfig
 from owngpt.data.shards import load_prepared
 from owngpt.errors import CheckpointError, DataError, OwnGPTError, UsageError
+from owngpt.pretraining.base import BaseModel
 from owngpt.pretraining.job import Job, TrainedModel
 from owngpt.pretraining.output import RUN, check_output, default_output, folder_of_checkpoint
 from owngpt.pretraining.parts import build_batches, build_module, plan_of
@@ -64,6 +65,8 @@ def _new(
 ) -> Job:
     """A run that begins."""
     settings = TrainConfig(**options)
+    if settings.from_model and Path(settings.from_model).exists():  # so that it is found again from any working folder
+        settings = replace(settings, from_model=str(Path(settings.from_model).resolve()))
     if not sources and not settings.corpus:
         raise UsageError("nothing to train on: give files or folders, or the name of a corpus")
     check_tokenizer(settings)
@@ -121,9 +124,11 @@ def _follow(ranks: Ranks, began: float) -> TrainedModel:
     if run_folder is None:
         return TrainedModel(Path(), {}, [], {}, {}, time.monotonic() - began, ranks.rank)
     with _visible(run_folder, ranks):
-        plan = plan_of(RunRecord.read(run_folder / RUN_FILE), run_folder)
+        record = RunRecord.read(run_folder / RUN_FILE)
+        plan = plan_of(record, run_folder)
         prepared = load_prepared(folders(run_folder)[1], verify=False)
-    module = build_module(plan, ranks.device, ranks)
+        name = record.settings.get("from_model")
+    module = build_module(plan, ranks.device, ranks, BaseModel.of(name) if name else None)
     ranks.follow(module, build_batches(plan, prepared, ranks), accumulation=plan.course.accumulation)
     return TrainedModel(run_folder.parent, {}, [], plan.to_dict(), {}, time.monotonic() - began, ranks.rank)
 

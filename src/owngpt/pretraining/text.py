@@ -17,6 +17,7 @@ from owngpt.data.corpus import Corpus, collect
 from owngpt.data.progress import LEARNING, Progress, Stage, shown_progress
 from owngpt.data.shards import PreparedData, load_prepared, tokenize
 from owngpt.errors import UsageError
+from owngpt.pretraining.base import BaseModel
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import MAXIMUM_VOCABULARY, MINIMUM_VOCABULARY, train_tokenizer
 from owngpt.train.planner import vocabulary_size
@@ -49,6 +50,9 @@ def check_tokenizer(settings: TrainConfig) -> None:
     :raises UsageError: an unknown kind or an impossible vocabulary.
     :raises ModelFolderError: the folder holds no tokenizer that can be used.
     """
+    if settings.from_model:
+        BaseModel.of(settings.from_model).tokenizer()
+        return
     kind, size = settings.tokenizer or "bpe", settings.vocab_size
     if kind not in KINDS:
         if not Path(kind).exists():
@@ -85,7 +89,7 @@ def prepare_text(
             corpus = collect(paths, text_folder, config, leave_out=[output], progress=progress, say=say)
         for line in (_corpus_line(corpus), *_data_notes(corpus)):
             say(line)
-        with timed("training the tokenizer", say):
+        with timed("loading the tokenizer" if settings.from_model else "training the tokenizer", say):
             tokenizer = _tokenizer(corpus, settings, run_folder, budget, remaining(), progress)
         with timed("tokenizing", say):
             prepared = tokenize(corpus, tokenizer, tokens_folder, progress=progress)
@@ -115,7 +119,9 @@ def _tokenizer(
 ) -> Tokenizer:  # fmt: skip
     kept = folders(run_folder)[2]
     kind = settings.tokenizer or "bpe"
-    if kind not in KINDS:
+    if settings.from_model:
+        tokenizer = BaseModel.of(settings.from_model).tokenizer()
+    elif kind not in KINDS:
         tokenizer = Tokenizer.load(Path(kind))
     else:
         size = vocabulary_size(settings, corpus.train.bytes, remaining)

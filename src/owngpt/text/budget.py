@@ -29,8 +29,8 @@ DEEPEST = 200
 """Levels of lists in lists; the deepest JSON schemas have about ten."""
 CLOCK_INTERVAL = 32
 
-_VIEWS = (type({}.keys()), type({}.values()), type({}.items()))
-_CONTAINERS = (list, tuple, dict, *_VIEWS)
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
+_CONTAINERS: tuple[type, ...] = (list, tuple, dict, *_VIEWS)
 
 
 class BudgetError(SecurityError):
@@ -113,6 +113,12 @@ def pay(characters: int) -> None:
 def weigh(value: Any) -> int:
     """See :meth:`Budget.weigh`."""
     return _current().weigh(value)
+
+
+def price(value: Any) -> int:
+    """What making or going through a value takes: a text by the character, a list by its items, whatever these hold."""
+    weight = weigh(value)  # refuses what could never be written out
+    return STEP * len(value) if isinstance(value, list | tuple | dict) else weight
 
 
 def depth(value: Any) -> int:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import tokenizers
@@ -24,7 +24,8 @@ from owngpt.text.tokenizer import Tokenizer
 
 OPEN, CLOSE, EDGE, ALIAS = "\ufdd0", "\ufdd1", "\ufdd2", "\ufdd4"
 """Unicode noncharacters, reserved for a program's own use; a text that holds one is not text."""
-_MARK = re.compile(f"[{OPEN}{CLOSE}{EDGE}]")
+_MARK = re.compile(rf"[{OPEN}{CLOSE}{EDGE}]|\\ufdd[0-2]")
+"""A mark; also as Python and JSON write it where a template writes out a list."""
 _FOREIGN = re.compile("[\ufdd0-\ufdd4]")
 _NOT_CONTENT = frozenset({*SPECIAL_NAMES, "add_generation_prompt", "messages"})
 
@@ -36,8 +37,10 @@ class Marks:
     opens: tuple[int, ...]
     closes: tuple[int, ...]
     edges: tuple[int, ...]
-    rendered: tuple[int, ...]
+    places: tuple[int, ...]
     """Where all of them stood in the rendering itself."""
+    lengths: tuple[int, ...]
+    """How many characters of the rendering the marks up to each one take, from none on."""
 
     def touch(self, start: int, stop: int) -> bool:
         """Whether a token at [start, stop) came, in whole or in part, from the contents."""
@@ -61,7 +64,7 @@ class Guarded:
 
     def token_at(self, place: int) -> int | None:
         """Index of the token that holds a character of the rendering, marks and all, if one does."""
-        place -= bisect.bisect_left(self._marks.rendered, place)
+        place -= self._marks.lengths[bisect.bisect_left(self._marks.places, place)]
         return self._encoding.char_to_token(place if self._places is None else self._places[place])
 
 
@@ -101,9 +104,12 @@ class ContentGuard:
         marked: dict[str, Any] = names.mark(message)
         return marked
 
-    def encode(self, rendered: str) -> Guarded:
-        """Encode what the template made of marked values."""
-        text, marks = _unmarked(rendered)
+    def encode(self, rendered: str, *, has_marks: bool = True) -> Guarded:
+        """Encode what the template made of marked values.
+
+        :param has_marks: whether there were any; without, a text that spells one out is only text.
+        """
+        text, marks = _unmarked(rendered) if has_marks else (rendered, Marks((), (), (), (), (0,)))
         encoding = self._tokenizer.backend.encode(text, add_special_tokens=False)
         tokens = [(token_id, *place) for token_id, place in zip(encoding.ids, encoding.offsets, strict=True)]
         control = [token for token in tokens if token[0] in self._ids]
@@ -169,11 +175,12 @@ def _fragments(parts: Iterable[str]) -> frozenset[str]:
 def _unmarked(rendered: str) -> tuple[str, Marks]:
     """The text without marks, and where they stood."""
     found = list(_MARK.finditer(rendered))
+    lengths = (0, *accumulate(len(mark[0]) for mark in found))
     places: dict[str, list[int]] = {OPEN: [], CLOSE: [], EDGE: []}
-    for count, mark in enumerate(found):
-        places[mark[0]].append(mark.start() - count)
-    by_kind = (tuple(places[kind]) for kind in (OPEN, CLOSE, EDGE))
-    return _MARK.sub("", rendered), Marks(*by_kind, tuple(mark.start() for mark in found))
+    for mark, before in zip(found, lengths, strict=False):
+        places[mark[0] if len(mark[0]) == 1 else chr(int(mark[0][2:], 16))].append(mark.start() - before)
+    opens, closes, edges = (tuple(places[kind]) for kind in (OPEN, CLOSE, EDGE))
+    return _MARK.sub("", rendered), Marks(opens, closes, edges, tuple(mark.start() for mark in found), lengths)
 
 
 def _aliased(text: str, tokens: list[tuple[int, int, int]]) -> tuple[str, tuple[int, ...]]:

@@ -51,8 +51,9 @@ def encode_chat(
         encoding = tokenizer.backend.encode(rendered, add_special_tokens=False)
         return EncodedChat(rendered, encoding.ids, _mask(encoding.char_to_token, spans, len(encoding.ids)))
     guard = ContentGuard.of(tokenizer, template.source)
-    rendered, spans = template.render_values(guard.marked(values), continue_final_message)
-    guarded = guard.encode(rendered)
+    marked = guard.marked(values)
+    rendered, spans = template.render_values(marked, continue_final_message)
+    guarded = guard.encode(rendered, has_marks=marked != values)
     return EncodedChat(guarded.text, guarded.token_ids, _mask(guarded.token_at, spans, len(guarded.token_ids)))
 
 

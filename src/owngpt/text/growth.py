@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from owngpt.text.budget import STEP, BudgetError, check_bits, depth, pay, weigh
+from owngpt.text.budget import STEP, BudgetError, check_bits, depth, pay, price, weigh
 
 LARGEST_WIDTH = 10_000
 """Widths, counts and the like that a template may pass to a filter or a string method."""
@@ -62,7 +62,7 @@ def check_product(left: Any, right: Any) -> None:
         check_bits(left.bit_length() + right.bit_length())
     elif isinstance(left, int) or isinstance(right, int):
         count, items = (left, right) if isinstance(left, int) else (right, left)
-        pay(STEP + max(count, 0) * weigh(items))
+        pay(STEP + max(count, 0) * price(items))
 
 
 def check_power(left: Any, right: Any) -> None:
@@ -101,7 +101,7 @@ def _pay_indent(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def _pay_json(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     for value in (*args, *kwargs.values()):
-        if isinstance(value, int) and value > LONGEST_INDENT or weigh(value) > 4 * LONGEST_INDENT:
+        if (isinstance(value, int) and value > LONGEST_INDENT) or weigh(value) > 4 * LONGEST_INDENT:
             raise BudgetError(f"tojson indents or separates by more than {LONGEST_INDENT} characters")
     indented = any(value not in (None, False, True) for value in (*args, *kwargs.values()))
     pay(weigh(subject) * (6 + (depth(subject) * LONGEST_INDENT // STEP if indented else 0)))

@@ -12,8 +12,8 @@ from owngpt.errors import UsageError
 
 REASONING_NAMES = ("reasoning_content", "thinking", "reasoning")
 """What a message's thoughts are called; templates read the first, that of gpt-oss the second."""
-TAG = "\ufdd3 "
-"""Stands where the model is to go on: a code point that no text has, and a space that shows whether the template trims."""
+TAG = "OWNGPT_GOES_ON_FROM_HERE "
+"""Stands where the model is to go on; the space shows whether the template trims."""
 
 
 def plain(value: Any) -> Any:
@@ -81,7 +81,9 @@ def tag_last(values: dict[str, Any], field: bool | str, source: str) -> tuple[di
         raise UsageError(f'the chat template does not read "{name}", so it cannot be continued')
     if isinstance(text, list | tuple):
         blocks, text = _tagged_blocks(text)
-        tagged = {name: blocks}
+        tagged: dict[str, Any] = {name: blocks}
+    elif not isinstance(text, str):
+        raise UsageError(f'"{name}" of the last message is a {type(text).__name__}; only text can be continued')
     else:
         tagged = dict.fromkeys(names, text + TAG)
     return {**values, "messages": [*earlier, {**last, **tagged}]}, text
@@ -91,7 +93,7 @@ def _tagged_blocks(blocks: Sequence[Any]) -> tuple[list[Any], str]:
     """The content's blocks with the tag behind the last that holds text, and that text."""
     for index in range(len(blocks) - 1, -1, -1):
         block = blocks[index]
-        if isinstance(block, dict) and "text" in block:
+        if isinstance(block, dict) and isinstance(block.get("text"), str):
             return [*blocks[:index], {**block, "text": block["text"] + TAG}, *blocks[index + 1 :]], block["text"]
     raise UsageError("the last message holds no text to continue")
 

@@ -22,7 +22,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace, pass_context
 from jinja2.visitor import NodeTransformer
 
-from owngpt.text.budget import CALL, STEP, pay, weigh
+from owngpt.text.budget import CALL, STEP, pay, price, weigh
 from owngpt.text.growth import check_format, check_growth, check_power, check_product
 
 _LIST_METHODS = frozenset({"count", "index", "copy"})
@@ -44,6 +44,12 @@ _METHODS: tuple[tuple[type, frozenset[str]], ...] = (
 )  # fmt: skip
 """Methods that a template may call, by the type of their owner; the others have no use in one, and some write without bound
 (`int.to_bytes`, `str.translate`, `str.expandtabs`)."""
+
+_BY_ITEM = frozenset({
+    "batch", "default", "d", "items", "list", "map", "reject", "rejectattr", "reverse", "select", "selectattr", "slice", "sum",
+})  # fmt: skip
+"""Filters that go through a list without looking into what it holds."""
+_AT_ONCE = frozenset({"attr", "count", "first", "last", "length", "random"})
 
 _NEVER_LARGE = ("eq", "ne", "gt", "gteq", "lt", "lteq")
 
@@ -82,7 +88,7 @@ class _Metering(Extension):
     def sliced(self, value: Any, start: Any, stop: Any, step: Any) -> Any:
         """``value[start:stop:step]``."""
         part = value[start:stop:step]
-        pay(STEP + weigh(part))
+        pay(STEP + price(part))
         return part
 
 
@@ -91,7 +97,7 @@ class _Rewriter(NodeTransformer):
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
-        node.iter = _metered("counted", node.iter)
+        node.iter = _metered("counted", node.iter)  # type: ignore[arg-type]
         return node
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
@@ -217,7 +223,7 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]  # no use for it, and it writes without bound
         self.globals.update(dict=_TemplateDict(), namespace=_TemplateNamespace)
         self.filters = {name: paid_filter(name, function) for name, function in self.filters.items()}
-        self.tests = {name: _paid_test(function) for name, function in self.tests.items()}
+        self.tests = {name: _paid_test(function) for name, function in self.tests.items()}  # type: ignore[arg-type]
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Whether a template may see this attribute."""
@@ -235,12 +241,12 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         elif operator == "%" and isinstance(left, str):
             check_format(left, right)
         elif operator == "+":
-            pay(STEP + weigh(left) + weigh(right))
+            pay(STEP + price(left) + price(right))
         result = super().call_binop(context, operator, left, right)
         weigh(result)
         return result
 
-    def call(self, context: Any, callee: Any, *args: Any, **kwargs: Any) -> Any:
+    def call(self, context: Any, callee: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Calls of functions, macros and methods."""
         if isinstance(getattr(callee, "__self__", None), _Metering):
             return callee(*args)  # pays for itself; jinja's own keywords are for macros
@@ -254,9 +260,9 @@ class BoundedSandbox(ImmutableSandboxedEnvironment):
         elif name in _LIST_METHODS and isinstance(owner, list | tuple):
             pay(weigh(owner))
         pay(CALL + STEP * len(args))
-        pay(sum(map(weigh, args)) // 8)
+        pay(sum(map(price, args)) // 8)
         result = super().call(context, callee, *args, **kwargs)
-        pay(weigh(result))
+        pay(price(result))
         return result
 
 
@@ -264,7 +270,7 @@ def _gathered(items: Iterable[Any]) -> list[Any]:
     """What a generator yields, paid as it comes: a filter that reads it whole could not be stopped."""
     gathered = []
     for item in items:
-        pay(STEP + weigh(item))
+        pay(STEP + price(item))
         gathered.append(item)
     return gathered
 
@@ -289,10 +295,10 @@ def paid_filter(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if hasattr(subject, "__next__"):
             subject = _gathered(subject)
             args = (*before, subject, *values[1:])
-        pay(CALL + weigh(subject))
+        pay(CALL + (0 if name in _AT_ONCE else price(subject) if name in _BY_ITEM else weigh(subject)))
         check_growth(name, subject, values[1:], kwargs)
         result = function(*args, **kwargs)
-        pay(weigh(result))
+        pay(price(result))
         return result
 
     return paid

@@ -1,4 +1,4 @@
-"""The JSON schema of a Python function that a model may call, from its type hints and its docstring, as transformers writes it."""
+"""The JSON schema of a Python function that a model may call, from its type hints and its docstring, as in transformers."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def function_schema(function: Callable[..., Any]) -> dict[str, Any]:
     required = [argument for argument in hints if _parameters(function)[argument].default is inspect.Parameter.empty]
     if required:
         parameters["required"] = required
-    schema = {"name": name, "description": docstring.description, "parameters": parameters}
+    schema = {"name": name, "description": (docstring.description or "").strip(), "parameters": parameters}
     return {"type": "function", "function": {**schema, **_returned(function, docstring)}}
 
 

@@ -42,6 +42,11 @@ def byte_level_bytes(token: str) -> bytes:
     return token.encode("utf-8")
 
 
+def sentence_piece_bytes(token: str) -> bytes:
+    """Like :func:`byte_fallback_bytes`, where "▁" stands for a blank."""
+    return byte_fallback_bytes(token.replace("▁", " "))
+
+
 def byte_fallback_bytes(token: str) -> bytes:
     """Bytes of a token of a vocabulary of characters in which "<0x0A>" is a single byte."""
     if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
@@ -55,19 +60,28 @@ def byte_fallback_bytes(token: str) -> bytes:
 class BytesDecoder:
     """Exact and constant time a token: for vocabularies in which each token is a fixed string of bytes."""
 
-    def __init__(self, bytes_of: Callable[[int], bytes]) -> None:
+    def __init__(self, bytes_of: Callable[[int], bytes], *, drops_first_blank: bool = False) -> None:
+        """:param drops_first_blank: a blank that begins the text is not part of it: encoding put it there."""
         self._bytes_of = bytes_of
+        self._drops_first_blank = drops_first_blank
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._began = False
 
     def push(self, token_id: int) -> str:
         """See :class:`StreamDecoder`."""
-        return self._utf8.decode(self._bytes_of(token_id))
+        return self._shown(self._utf8.decode(self._bytes_of(token_id)))
 
     def finish(self) -> str:
         """See :class:`StreamDecoder`."""
-        rest = self._utf8.decode(b"", final=True)
+        rest = self._shown(self._utf8.decode(b"", final=True))
         self._utf8.reset()
+        self._began = False
         return rest
+
+    def _shown(self, piece: str) -> str:
+        first = bool(piece) and not self._began
+        self._began = self._began or first
+        return piece.removeprefix(" ") if first and self._drops_first_blank else piece
 
 
 class WindowDecoder:

@@ -13,7 +13,14 @@ import tokenizers
 
 from owngpt.errors import ModelFolderError, StorageError, UsageError
 from owngpt.text.special import END_OF_TEXT_NAMES, PADDING_NAMES, SPLIT_PATTERN, TURN_END_NAMES
-from owngpt.text.stream import BytesDecoder, StreamDecoder, WindowDecoder, byte_fallback_bytes, byte_level_bytes
+from owngpt.text.stream import (
+    BytesDecoder,
+    StreamDecoder,
+    WindowDecoder,
+    byte_fallback_bytes,
+    byte_level_bytes,
+    sentence_piece_bytes,
+)
 from owngpt.text.templates import read_templates, template_files
 
 Kind = Literal["bpe", "byte", "char", "other"]
@@ -26,6 +33,12 @@ PART_CHARACTERS = 1 << 18
 """A longer text is encoded in parts of about this many characters, so that every core has some."""
 SLICE_CHARACTERS = 1 << 22
 """Characters encoded at a time: the library keeps some 100 bytes a token until their ids are taken."""
+
+BYTES_OF_TOKEN = {"ByteLevel": byte_level_bytes, "ByteFallback": byte_fallback_bytes, "SentencePiece": sentence_piece_bytes}
+"""The bytes that a token stands for, by how its text is found."""
+FUSE = {"type": "Fuse"}
+DROP_FIRST_BLANK = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+BLANK_SYMBOL = {"type": "Replace", "pattern": {"String": "▁"}, "content": " "}
 
 
 class Tokenizer:
@@ -167,14 +180,17 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of the ids; bytes that are not UTF-8 become U+FFFD, ids outside of the vocabulary are left out."""
-        if self._decoder == "ByteFallback":  # the library would lose a whole run of bytes for one that is broken
+        if self._decoder in (
+            "ByteFallback",
+            "SentencePiece",
+        ):  # the library would lose a whole run of bytes for one that is broken
             stream = self.stream(skip_special)
             return "".join(map(stream.push, ids)) + stream.finish()
         return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
 
     def stream(self, skip_special: bool = True) -> StreamDecoder:
         """A decoder that takes ids one at a time and hands out whole characters only."""
-        bytes_of_token = {"ByteLevel": byte_level_bytes, "ByteFallback": byte_fallback_bytes}.get(self._decoder)
+        bytes_of_token = BYTES_OF_TOKEN.get(self._decoder)
         if bytes_of_token is None:
             return WindowDecoder(lambda ids: self.decode(ids, skip_special))
         hidden = self.special_id_set if skip_special else frozenset[int]()
@@ -183,7 +199,7 @@ class Tokenizer:
             token = None if token_id in hidden else self._with_special.id_to_token(token_id)
             return b"" if token is None else bytes_of_token(token)
 
-        return BytesDecoder(bytes_of)
+        return BytesDecoder(bytes_of, drops_first_blank=self._drops_first_blank)
 
     def token(self, token_id: int) -> str:
         """The vocabulary's own spelling of a token.
@@ -198,10 +214,8 @@ class Tokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; of a special token, its name."""
         token = self.token(token_id)
-        if self._decoder == "ByteLevel":
-            return byte_level_bytes(token)
-        if self._decoder == "ByteFallback":
-            return byte_fallback_bytes(token)
+        if self._decoder in BYTES_OF_TOKEN:
+            return BYTES_OF_TOKEN[self._decoder](token)
         return self.decode([token_id], skip_special=False).encode("utf-8")
 
     # What it is
@@ -279,11 +293,23 @@ class Tokenizer:
 
     @cached_property
     def _decoder(self) -> str:
-        """Name of the one decoding step if a token's bytes are fixed, else ""."""
+        """How a token's bytes are found, if they are fixed: "ByteLevel", "ByteFallback" or "SentencePiece"; else ""."""
+        steps = [step for step in self._decoding_steps if step not in (FUSE, DROP_FIRST_BLANK)]
+        if steps[:1] == [BLANK_SYMBOL] and [step.get("type") for step in steps[1:]] == ["ByteFallback"]:
+            return "SentencePiece"
+        name = str(steps[0].get("type")) if len(steps) == 1 else ""
+        return name if name in BYTES_OF_TOKEN and not self._drops_first_blank else ""
+
+    @cached_property
+    def _drops_first_blank(self) -> bool:
+        """Whether decoding takes a blank off the start of the text."""
+        return self._decoding_steps[-2:] == [FUSE, DROP_FIRST_BLANK]
+
+    @cached_property
+    def _decoding_steps(self) -> list[dict[str, Any]]:
         decoder = self.description.get("decoder") or {}
-        steps = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
-        names = [str(step.get("type")) for step in steps if step.get("type") != "Fuse"]
-        return names[0] if len(names) == 1 else ""
+        steps: list[dict[str, Any]] = decoder.get("decoders", []) if decoder.get("type") == "Sequence" else [decoder]
+        return steps
 
     @cached_property
     def _splits_at_lines(self) -> bool:

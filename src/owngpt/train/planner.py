@@ -71,6 +71,7 @@ class Plan:
     tokens_per_second: float
     """Measured, or NaN."""
     expected_bits_per_byte: float
+    """NaN for a model that goes on from another."""
     reasons: tuple[str, ...]
     """Why, a line each."""
     ranks: int = 1
@@ -116,19 +117,27 @@ Prober = Callable[[GPTConfig, int, float], Measurement]
 
 
 def make_plan(
-    settings: TrainConfig, facts: TextFacts, *, seconds: float | None, dtype: torch.dtype, device: torch.device, ranks: int = 1
+    settings: TrainConfig,
+    facts: TextFacts,
+    *,
+    seconds: float | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    ranks: int = 1,
+    base: GPTConfig | None = None,
 ) -> Plan:
     """The run that ends in ``seconds`` (or after the steps or tokens that ``settings`` name) with the lowest expected loss.
 
-    ``ranks`` processes share every step; each is taken to be as fast as this one alone.
+    ``ranks`` processes share every step; each is taken to be as fast as this one alone. ``base`` is the shape of a model that
+    the run goes on from; then only context, batch and rates are chosen.
     Raises UsageError when explicit sizes do not fit together or the text is shorter than one context.
     """
 
     def measured(config: GPTConfig, batch_size: int, limit: float) -> Measurement:
-        kind = optimizer_kind(settings, config, batch_size * ranks)
+        kind = optimizer_kind(settings, config, batch_size * ranks, goes_on=base is not None)
         return probe(config, batch_size, dtype=dtype, device=device, seconds=limit, kind=kind)
 
-    chooser = _Chooser(settings, facts, seconds, measured, ranks)
+    chooser = _Chooser(settings, facts, seconds, measured, ranks, base)
     config, batch_size, accumulation, reasons = chooser.choose()
     return _resolve(settings, facts, chooser, config, batch_size, accumulation, reasons, dtype)
 
@@ -137,10 +146,11 @@ class _Chooser:
     """Finds shape and batch; remembers how slow this machine is."""
 
     def __init__(
-        self, settings: TrainConfig, facts: TextFacts, seconds: float | None, measured: Prober, ranks: int = 1
+        self, settings: TrainConfig, facts: TextFacts, seconds: float | None, measured: Prober, ranks: int = 1,
+        base: GPTConfig | None = None,
     ) -> None:  # fmt: skip
         self.settings, self.facts, self.measured, self.ranks = settings, facts, measured, ranks
-        self.seconds = seconds
+        self.seconds, self.base = seconds, base
         self.slowness = 1.0
         self.step_seconds = math.nan
 
@@ -149,7 +159,13 @@ class _Chooser:
         settings = self.settings
         base = None if settings.preset in (None, "native") else preset(settings.preset)  # type: ignore[arg-type]
         fixed = base is not None or (settings.layers and settings.hidden_size)
-        if fixed or self.seconds is None:
+        if self.base is not None:
+            config = replace(
+                self.base, context_length=self.context_length(), dropout=settings.dropout or 0.0, attention_dropout=0.0
+            )
+            batch, accumulation = self._batch(config)
+            reasons = [f"size: {config.parameter_count() / 1e6:.2f}M parameters, those of {settings.from_model}"]
+        elif fixed or self.seconds is None:
             hidden, layers = (base.hidden_size, base.layers) if base else (256, 4)
             config = self._shape(settings.hidden_size or hidden, settings.layers or layers)
             batch, accumulation = self._batch(config)
@@ -220,8 +236,12 @@ class _Chooser:
             wanted = 256 if (self.seconds or 600) < 900 else 512
             if self.settings.preset not in (None, "native"):
                 wanted = preset(self.settings.preset).context_length if self.settings.preset else wanted
+            wanted = min(wanted, self.base.context_length) if self.base else wanted
             while wanted > 16 and wanted * 8 > self.facts.token_count:
                 wanted //= 2
+        if self.base and wanted > self.base.context_length:
+            limit = self.base.context_length
+            raise UsageError(f"context_length {wanted} is longer than the model's {limit}; use --context-length {limit} or less")
         if wanted + 1 > self.facts.token_count:
             raise UsageError(
                 f"the text has {self.facts.token_count} tokens, fewer than one context of {wanted}; give more text or "
@@ -288,10 +308,15 @@ def body_parameters(config: GPTConfig) -> int:
     )
 
 
-def optimizer_kind(settings: TrainConfig, config: GPTConfig, sequences: int) -> str:
-    """Muon, unless orthogonalising would take more than :data:`MUON_SHARE` of what the steps' own products take."""
+def optimizer_kind(settings: TrainConfig, config: GPTConfig, sequences: int, *, goes_on: bool = False) -> str:
+    """Muon, unless orthogonalising would take more than :data:`MUON_SHARE` of what the steps' own products take.
+
+    A model that goes on was most likely made by AdamW, and would first lose what it knows to updates of another kind.
+    """
     if settings.optimizer:
         return settings.optimizer
+    if goes_on:
+        return "adamw"
     return "muon" if optimizer_flops(config) <= MUON_SHARE * step_flops(config, sequences) else "adamw"
 
 
@@ -299,9 +324,15 @@ MUON_SHARE = 0.6
 """Muon needs about a third fewer steps than AdamW; beyond this share the steps themselves become too slow."""
 
 
-def optimizer_settings(settings: TrainConfig, config: GPTConfig, kind: str, step_token_count: int) -> OptimizerSettings:
+CONTINUED_RATE = 0.1
+"""Of a new model's learning rate: what a trained model learns with without forgetting."""
+
+
+def optimizer_settings(
+    settings: TrainConfig, config: GPTConfig, kind: str, step_token_count: int, *, goes_on: bool = False
+) -> OptimizerSettings:
     """Rates grow with the square root of the batch; decay 0.1 did as well as none up to two passes (benchmarks/NOTES.md)."""
-    batch = math.sqrt(step_token_count / 4096)
+    batch = math.sqrt(step_token_count / 4096) * (CONTINUED_RATE if goes_on else 1.0)
     decay = settings.weight_decay if settings.weight_decay is not None else 0.1
     if kind == "adamw":
         rate = settings.learning_rate or 3e-3 * math.sqrt(256 / config.hidden_size) * batch
@@ -321,13 +352,17 @@ def _resolve(
     if settings.dropout is None and epochs > DROPOUT_EPOCHS:
         config = replace(config, dropout=0.1)
         reasons.append(f"dropout 0.1: the text is read {epochs:.0f} times")
-    kind = optimizer_kind(settings, config, batch * accumulation * chooser.ranks)  # the same however many share the step
-    optimizer = optimizer_settings(settings, config, kind, per_step)
+    goes_on = chooser.base is not None
+    sequences = batch * accumulation * chooser.ranks  # the same however many share the step
+    kind = optimizer_kind(settings, config, sequences, goes_on=goes_on)
+    optimizer = optimizer_settings(settings, config, kind, per_step, goes_on=goes_on)
     seen = steps * per_step * facts.bytes_per_token
     reasons += [
         f"vocabulary: {facts.vocab_size:,} tokens of {facts.bytes_per_token:.2f} bytes",
         f"steps: about {steps:,} of {per_step:,} tokens, {epochs:.2f} passes over {facts.byte_count / 1e6:.1f} MB",
     ]
+    # The law is of new models.
+    expected = math.nan if goes_on else LAW.bits_per_byte(body_parameters(config), seen, facts.byte_count)
     course = Course(
         steps=steps, budget_seconds=chooser.seconds, accumulation=accumulation, learning_rate=optimizer.matrix_rate,
         warmup=max(0.01, min(0.1, 10 / steps)), decay=0.6, evaluation_interval=max(10, min(250, steps // 10)),
@@ -336,8 +371,7 @@ def _resolve(
         model=config, optimizer=optimizer, course=course, batch_size=batch, clip=1.0, dtype=str(dtype).removeprefix("torch."),
         document_mask=settings.document_mask, seed=settings.seed, tokens=steps * per_step, epochs=epochs,
         tokens_per_second=per_step / chooser.step_seconds,
-        expected_bits_per_byte=LAW.bits_per_byte(body_parameters(config), seen, facts.byte_count), reasons=tuple(reasons),
-        ranks=chooser.ranks,
+        expected_bits_per_byte=expected, reasons=tuple(reasons), ranks=chooser.ranks,
     )  # fmt: skip
 
 

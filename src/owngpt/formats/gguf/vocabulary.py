@@ -154,7 +154,7 @@ def tokenizer_keys(tokenizer: Tokenizer, size: int) -> dict[str, Any]:
         keys = sentencepiece_keys(description, tokens, kinds)
     else:
         raise ModelFolderError("llama.cpp reads byte-level vocabularies and those with byte fallback; export it as --format hf")
-    keys |= {"add_bos_token": _begins(tokenizer, description), "add_eos_token": False, **_special(tokenizer)}
+    keys |= {"add_bos_token": adds_begin(tokenizer), "add_eos_token": False, **_special(tokenizer)}
     named = {PREFIX + name: value for name, value in keys.items()}
     return named | ({TEMPLATE: tokenizer.chat_template} if tokenizer.chat_template else {})
 
@@ -175,7 +175,7 @@ def _special(tokenizer: Tokenizer) -> dict[str, int]:
     return found
 
 
-def _begins(tokenizer: Tokenizer, description: dict[str, Any]) -> bool:
+def adds_begin(tokenizer: Tokenizer) -> bool:
     """Whether the tokenizer's own rules put the begin-of-text token before a text."""
     begin = tokenizer.begin_of_text_id
     if begin is None:
@@ -183,7 +183,7 @@ def _begins(tokenizer: Tokenizer, description: dict[str, Any]) -> bool:
     said = tokenizer.settings.get("add_bos_token")
     if isinstance(said, bool):
         return said
-    processor = description.get("post_processor") or {}
+    processor = tokenizer.description.get("post_processor") or {}
     steps = [step for step in processor.get("processors", [processor]) if step.get("type") == "TemplateProcessing"]
     firsts = [step["single"][0].get("SpecialToken", {}).get("id") for step in steps if step["single"]]
     return tokenizer.token(begin) in firsts
