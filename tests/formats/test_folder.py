@@ -355,3 +355,19 @@ def test_a_header_that_is_not_padded_is_read(folder: Path) -> None:
     again, _ = load_model(folder)
     for name, tensor in model().state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
+
+
+def test_loading_imports_and_draws_nothing_that_it_does_not_need(folder: Path) -> None:
+    """Each of these takes from a tenth of a second to seconds."""
+    script = f"""
+import sys, torch
+torch.manual_seed(1)
+state = torch.get_rng_state()
+import owngpt
+owngpt.load({str(folder)!r}, device="cpu")
+assert torch.equal(state, torch.get_rng_state())
+slow = {{"sympy", "torch._dynamo", "jinja2", "yaml", "rich", "owngpt.pretraining", "owngpt.data", "owngpt.formats.gguf"}}
+print(sorted(slow & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

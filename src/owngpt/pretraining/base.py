@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owngpt.formats.folder import load_config, load_family, load_model, open_model
+from owngpt.formats.folder import CONFIG_FILE, load_config, load_family, load_generation_settings, load_model, open_model
 from owngpt.formats.locate import locate
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
@@ -42,7 +42,7 @@ class BaseModel:
         """
         :raises ModelFolderError: it has none, or one without a token between documents.
         """
-        tokenizer = Tokenizer.load(self.path) if (self.path / "config.json").is_file() else load_model(self.path)[1]
+        tokenizer = Tokenizer.load(self.path) if (self.path / CONFIG_FILE).is_file() else load_model(self.path)[1]
         _ = tokenizer.end_of_text_id
         return tokenizer
 
@@ -69,5 +69,6 @@ class BaseModel:
 
     def generation(self) -> dict[str, Any]:
         """Its generation_config.json."""
-        settings = open_model(self.path, dtype=None)[2]
+        is_folder = (self.path / CONFIG_FILE).is_file()
+        settings = load_generation_settings(self.path) if is_folder else open_model(self.path, dtype=None)[2]
         return {name: value for name, value in settings.items() if name not in NOT_GENERATION}
