@@ -7,7 +7,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
+from owngpt.engine.generate import TextStream
 from owngpt.engine.generate import generate as engine_generate
 from owngpt.engine.generate import generate_stream as engine_stream
 from owngpt.engine.sequence import Generation
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from owngpt.formats.exports import Export, Format
     from owngpt.formats.hub.pull import pull
     from owngpt.pretraining import TrainedModel, train
+    from owngpt.text.conversation import EncodedChat
 
 __all__ = ["Model", "TrainedModel", "evaluate", "export", "load", "locate", "prepare", "pull", "train"]
 
@@ -152,33 +154,75 @@ class Model:
     def generations(self, prompt: str, **options: Any) -> list[Generation]:
         """Like :meth:`generate`, with the tokens and the reason each text ended."""
         config = self._generation_config(options)
-        return engine_generate(self.network, self.tokenizer, self.tokenizer.encode(prompt), config, self._end_ids)
+        return engine_generate(self.network, self.tokenizer, self.tokenizer.encode_prompt(prompt), config, self._end_ids)
 
-    def stream(self, prompt: str, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: str, **options: Any) -> TextStream:
         """Continue a text, piece by piece; each piece is valid UTF-8 and together they are what :meth:`generate` returns."""
         config = self._generation_config(options)
-        return engine_stream(self.network, self.tokenizer, self.tokenizer.encode(prompt), config, self._end_ids)
+        return engine_stream(self.network, self.tokenizer, self.tokenizer.encode_prompt(prompt), config, self._end_ids)
 
     @overload
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[False] = False, **options: Any) -> str: ...
+    def chat(self, messages: Sequence[Any], *, stream: Literal[False] = False, **options: Any) -> str: ...
 
     @overload
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def chat(self, messages: Sequence[Any], *, stream: Literal[True], **options: Any) -> TextStream: ...
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, stream: bool = False, **options: Any) -> str | Iterator[str]:
+    def chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        stream: bool = False,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        special_in_contents: bool = False,
+        **options: Any,
+    ) -> str | TextStream:
         """Answer a conversation.
 
-        :param messages: ``{"role": "system" | "user" | "assistant", "content": …}``, oldest first.
+        :param messages: ``{"role": "system" | "user" | "assistant" | "tool", "content": …}``, oldest first.
         :param stream: return the answer piece by piece.
+        :param tools: functions that the model may call: JSON schemas, or Python functions with type hints and a docstring.
+        :param documents: ``{"title": …, "text": …}`` each, for templates that read them.
+        :param template_variables: what else the model's chat template reads, such as ``{"enable_thinking": False}``.
+        :param continue_final_message: go on with the last message instead of answering it.
+        :param special_in_contents: let messages write control tokens such as "<|im_end|>"; for trusted text only.
         :raises UsageError: when the model has no chat template, or the conversation fills its context.
         """
         config = self._generation_config(options)
-        token_ids = self.tokenizer.encode(self._render(messages), special=True)
-        if stream:
-            return engine_stream(self.network, self.tokenizer, token_ids, config, self._end_ids)
         if config.num_return_sequences != 1:
             raise UsageError(f"num_return_sequences is {config.num_return_sequences}; a chat has one answer: use 1")
-        return engine_generate(self.network, self.tokenizer, token_ids, config, self._end_ids)[0].text
+        encoded = self.encode_chat(
+            messages,
+            tools=tools,
+            documents=documents,
+            template_variables=template_variables,
+            continue_final_message=continue_final_message,
+            special_in_contents=special_in_contents,
+        )
+        if stream:
+            return engine_stream(self.network, self.tokenizer, encoded.token_ids, config, self._end_ids)
+        return engine_generate(self.network, self.tokenizer, encoded.token_ids, config, self._end_ids)[0].text
+
+    def encode_chat(
+        self,
+        messages: Sequence[Any],
+        *,
+        template_variables: Mapping[str, Any] | None = None,
+        continue_final_message: bool | str = False,
+        **options: Any,
+    ) -> EncodedChat:
+        """What the model reads before it answers a conversation; the parameters are those of :meth:`chat`."""
+        from owngpt.text.conversation import encode_chat  # not at the top: its template engine is only for conversations
+
+        return encode_chat(
+            self.tokenizer,
+            messages,
+            add_generation_prompt=not continue_final_message,
+            continue_final_message=continue_final_message,
+            **{**(template_variables or {}), **options},
+        )
 
     def logits(
         self,
@@ -207,13 +251,6 @@ class Model:
         if unknown:
             raise UsageError(f"unknown generation option {unknown[0]}; there are: {', '.join(known)}")
         return GenerationConfig(**{**self._defaults, **options})
-
-    def _render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        if not messages:
-            raise UsageError("the conversation is empty; give at least one message")
-        from owngpt.text.chat import ChatTemplate  # not at the top: its template engine is only for conversations
-
-        return ChatTemplate.of(self.tokenizer).render(messages, add_generation_prompt=True)
 
     def _checked_ids(self, ids: Tensor) -> Tensor:
         if ids.dim() == 1:

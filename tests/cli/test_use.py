@@ -138,3 +138,16 @@ def test_a_folder_that_is_no_model_is_one_sentence(tmp_path, capsys):
     err = capsys.readouterr().err
     assert str(tmp_path) in err
     assert err.count("\n") == 1
+
+
+def test_sampled_json_is_reproducible_with_several_sequences_and_stops(model_folder, capsys):
+    options = ["--prompt", "The cat", "--max-new-tokens", "12", "--num-return-sequences", "3", "--seed", "5", "--json"]
+    results = []
+    for extra in ([], [], ["--stop", "a", "--stop", "猫"]):
+        assert main(["generate", model_folder, *options, *extra]) == 0
+        results.append(json.loads(capsys.readouterr().out)["generations"])
+    assert results[0] == results[1]
+    assert len({tuple(generation["token_ids"]) for generation in results[0]}) == 3
+    assert not any("a" in generation["text"] or "猫" in generation["text"] for generation in results[2])
+    for free, stopped in zip(results[0], results[2], strict=True):
+        assert free["text"].startswith(stopped["text"])

@@ -98,11 +98,11 @@ def test_a_stop_string_that_never_completes_is_shown() -> None:
     assert generation.stop_reason == "end"
 
 
-def test_max_new_tokens_ends_with_length_and_no_half_character_is_lost() -> None:
+def test_max_new_tokens_ends_with_length_and_shows_no_half_character() -> None:
     (generation,) = write(PROMPT, temperature=0.0, max_new_tokens=4)
     assert len(generation.token_ids) == 4
     assert generation.stop_reason == "length"
-    assert generation.text == "不\ufffd"
+    assert generation.text == "不"
 
 
 def test_a_full_context_ends_the_text_and_says_so() -> None:
@@ -176,3 +176,13 @@ def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers() -> None:
 def test_an_unknown_token_in_the_prompt_is_refused(token_id: int) -> None:
     with pytest.raises(UsageError, match=f"token id {token_id} "):
         generate(poem.model(), poem.tokenizer(), [token_id], GenerationConfig())
+
+
+@pytest.mark.parametrize("count", range(1, 24))
+def test_a_character_cut_by_the_limit_is_left_out_but_its_tokens_stay(count: int) -> None:
+    config = GenerationConfig(max_new_tokens=count, temperature=0)
+    (generation,) = generate(poem.model(), poem.tokenizer(), [], config)
+    assert len(generation.token_ids) == count
+    assert "\ufffd" not in generation.text
+    assert generation.text == poem.POEM.encode("utf-8")[:count].decode("utf-8", errors="ignore")
+    assert "".join(generate_stream(poem.model(), poem.tokenizer(), [], config)) == generation.text

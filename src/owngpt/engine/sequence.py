@@ -19,7 +19,7 @@ class Generation:
     """A finished text."""
 
     text: str
-    """What was written, without the prompt and without the stop string."""
+    """What was written, without the prompt, the stop string, and a character that the end of the text cut in two."""
     token_ids: tuple[int, ...]
     """The tokens that were written, those of a stop string included, the end token not."""
     stop_reason: StopReason
@@ -51,7 +51,7 @@ class TextSequence:
             if not self._matcher.matched and len(self.token_ids) >= self._most:
                 self.stop_reason = self._limit_reason
         if self.stop_reason is not None:  # the text ends here: nothing more can complete a character or a stop string
-            piece += self._matcher.push(self._decoder.finish()) + self._matcher.finish()
+            piece += self._matcher.push(self._decoder.finish(whole=True)) + self._matcher.finish()
         if self._matcher.matched:
             self.stop_reason = "stop"
         self._text.append(piece)

@@ -19,8 +19,11 @@ class StreamDecoder(Protocol):
         """Whole characters that this token completes, or ""."""
         ...
 
-    def finish(self) -> str:
-        """What is still held back; an incomplete character becomes U+FFFD. The decoder starts afresh."""
+    def finish(self, whole: bool = False) -> str:
+        """What is still held back. The decoder starts afresh.
+
+        :param whole: leave an incomplete character at the end out, instead of showing it as U+FFFD.
+        """
         ...
 
 
@@ -71,9 +74,9 @@ class BytesDecoder:
         """See :class:`StreamDecoder`."""
         return self._shown(self._utf8.decode(self._bytes_of(token_id)))
 
-    def finish(self) -> str:
+    def finish(self, whole: bool = False) -> str:
         """See :class:`StreamDecoder`."""
-        rest = self._shown(self._utf8.decode(b"", final=True))
+        rest = "" if whole else self._shown(self._utf8.decode(b"", final=True))
         self._utf8.reset()
         self._began = False
         return rest
@@ -104,11 +107,11 @@ class WindowDecoder:
             return ""
         return self._hand_out(piece)
 
-    def finish(self) -> str:
+    def finish(self, whole: bool = False) -> str:
         """See :class:`StreamDecoder`."""
         piece = self._grown() if self._pending else ""
         self._context, self._pending = [], []
-        return piece
+        return piece.rstrip(REPLACEMENT) if whole else piece
 
     def _grown(self) -> str:
         before = self._decode(self._context)

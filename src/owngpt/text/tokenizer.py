@@ -138,6 +138,13 @@ class Tokenizer:
             return self.encode_batch([text])[0]
         return self._with_special.encode(_checked(text), add_special_tokens=False).ids
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text that a model is to go on with, after the token that its maker begins every text with, if any.
+
+        The ids are those of transformers, except that the text of special tokens is only text.
+        """
+        return self._plain.encode(_checked(text)).ids
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, on all cores; special tokens in the texts are only text."""
         results: list[list[int]] = [[] for _ in texts]
