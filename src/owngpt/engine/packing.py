@@ -10,11 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from owngpt.kernels import packed, tape
+from owngpt.kernels import activation, packed, tape
 from owngpt.kernels.packed import Kind, PackedWeight
 from owngpt.model.embedding import Embedding
 from owngpt.model.gpt import GPT
 from owngpt.model.linear import Linear
+from owngpt.model.mlp import MLP
 from owngpt.model.norm import HeadNorm, LayerNorm, RMSNorm
 
 
@@ -45,6 +46,26 @@ class PackedEmbedding(nn.Module):
     def project(self, hidden: Tensor) -> Tensor:
         """(..., C) → (..., V) float32"""
         return packed.linear(hidden, self.packed, None, torch.float32)
+
+
+class PackedGatedMLP(nn.Module):
+    """A gated feed-forward layer over packed weights."""
+
+    def __init__(self, mlp: MLP) -> None:
+        """:param mlp: whose linear layers are packed already."""
+        super().__init__()
+        self.gate_up, self.down, self.activation = mlp.gate_up, mlp.down, mlp.activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) → (B, T, C)"""
+        gate_up, down = self.gate_up, self.down
+        assert isinstance(gate_up, PackedLinear)
+        assert isinstance(down, PackedLinear)
+        rows = x.numel() // x.shape[-1]
+        if gate_up.packed.on_tiles(rows) and down.packed.on_tiles(rows) and down.packed.inputs % packed.COLUMNS == 0:
+            return packed.gated_mlp(x, gate_up.packed, gate_up.bias, down.packed, down.bias, tanh_form=self.activation == "geglu")
+        y: Tensor = down(activation.gated(gate_up(x), self.activation))
+        return y
 
 
 def recordable(model: GPT) -> str | None:
@@ -82,6 +103,9 @@ def pack_model(model: GPT, kind: Kind, *, head_kind: Kind | None = None) -> GPT:
             module.weight.data = torch.empty(0)
         elif isinstance(module, RMSNorm | LayerNorm | HeadNorm):
             _widen(module)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, MLP) and module.gated:
+            _swap(model, name, PackedGatedMLP(module))
     return model
 
 

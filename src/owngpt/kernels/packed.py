@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 GROUP = COLUMNS
 """Inputs that share a factor and an offset in int4."""
-FEW = 8
+FEW = 4
 """Most rows that the vector products take."""
 
 
@@ -32,12 +33,16 @@ class PackedWeight:
     scales: Tensor | None
     """int8: (outputs,) float32."""
     tiles_from: int = 3
-    """Rows from which matrix tiles are faster than vector products, at most 9; chosen by measurement."""
+    """Rows from which matrix tiles are faster than vector products, at most 5; chosen by measurement."""
 
     @property
     def bytes(self) -> int:
         """Memory of the weight."""
         return self.tiles.numel() + (0 if self.scales is None else 4 * self.scales.numel())
+
+    def on_tiles(self, rows: int) -> bool:
+        """Whether so many rows go through matrix tiles."""
+        return rows >= self.tiles_from or rows > FEW
 
     @property
     def depth(self) -> int:
@@ -129,26 +134,67 @@ def _int4_values(tiles: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """x (..., inputs) bfloat16 → (..., outputs) in bfloat16 or float32; bias (outputs,) float32. Only while a tape is active."""
-    active = tape.recording()
-    assert active is not None
     rows = x.numel() // weight.inputs
-    out = active.empty(*x.shape[:-1], weight.outputs, dtype=dtype)
-    packed = None
-    if rows >= weight.tiles_from or rows > FEW:
-        packed = active.empty(-(-rows // ROWS) * weight.depth * ROWS * COLUMNS)
-        active.step("pack_rows", x, packed, rows, weight.inputs, weight.inputs)
-    scratch = active.empty(torch.get_num_threads() * 2 * weight.depth * ROWS * COLUMNS)
+    packed = _packed_rows(x, rows, weight.inputs) if weight.on_tiles(rows) else None
+    return _product(x, packed, x.shape[:-1], weight, bias, dtype)
+
+
+def gated_mlp(
+    x: Tensor,
+    gate_up: PackedWeight,
+    gate_up_bias: Tensor | None,
+    down: PackedWeight,
+    down_bias: Tensor | None,
+    *,
+    tanh_form: bool,
+) -> Tensor:
+    """down(silu(gate x) * up x), or with GELU, (..., C) → (..., C), for rows that go through tiles and F a multiple of 32.
+
+    What lies between the products never leaves the order that tiles are read in. Only while a tape is active.
+    """
+    active = _active()
+    rows = x.numel() // gate_up.inputs
+    between = active.empty(-(-rows // ROWS) * down.depth * ROWS * COLUMNS)
+    active.step(
+        "gated_linear", gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up.scales, gate_up_bias,
+        _packed_rows(x, rows, gate_up.inputs), rows, between, int(tanh_form), _scratch(rows, gate_up),
+    )  # fmt: skip
+    return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
+
+
+def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
+    active = _active()
+    packed = active.empty(-(-rows // ROWS) * -(-inputs // COLUMNS) * ROWS * COLUMNS)
+    active.step("pack_rows", x, packed, rows, inputs, inputs)
+    return packed
+
+
+def _product(
+    x: Tensor, packed: Tensor | None, shape: torch.Size, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    active, rows = _active(), math.prod(shape)
+    out = active.empty(*shape, weight.outputs, dtype=dtype)
     active.step(
         "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, weight.scales, bias, x, weight.inputs, packed,
-        rows, out, weight.outputs, int(dtype == torch.float32), scratch,
+        rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight),
     )  # fmt: skip
     return out
 
 
-def embed(token_ids: Tensor, weight: PackedWeight, factor: float = 1.0) -> Tensor:
-    """Rows of a packed weight: ids (...) int64 or int32 → (..., inputs) bfloat16, times factor. Only while a tape is active."""
+def _scratch(rows: int, weight: PackedWeight) -> Tensor:
+    """For each thread: two blocks of outputs unpacked, and float sums of all rows."""
+    return _active().empty(torch.get_num_threads() * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
+
+
+def _active() -> tape.Tape:
     active = tape.recording()
     assert active is not None
+    return active
+
+
+def embed(token_ids: Tensor, weight: PackedWeight, factor: float = 1.0) -> Tensor:
+    """Rows of a packed weight: ids (...) int64 or int32 → (..., inputs) bfloat16, times factor. Only while a tape is active."""
+    active = _active()
     out = active.empty(*token_ids.shape, weight.inputs)
     active.step(
         "embed", weight.tiles, KINDS[weight.kind], weight.inputs, weight.scales, token_ids, token_ids.numel(), out, float(factor),

@@ -26,7 +26,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from owngpt.kernels import library
 
-STEPS = ("pack_rows", "linear", "embed", "norm", "rotate", "gated", "pointwise", "gather", "append", "attend", "add")
+STEPS = (
+    "pack_rows",
+    "linear",
+    "embed",
+    "norm",
+    "rotate",
+    "gated",
+    "pointwise",
+    "gather",
+    "append",
+    "attend",
+    "add",
+    "gated_linear",
+)
 """In the order of the table in source/steps.c."""
 KINDS = {name: kind for kind, name in enumerate(STEPS)}
 SLOTS = 23

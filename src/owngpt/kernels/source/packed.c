@@ -95,7 +95,7 @@ static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
     return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
 }
 
-enum { FEW = 8 };
+enum { FEW = 4 };
 
 /* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
 static inline void ask_ahead(const uint8_t *tile, int64_t block_bytes, int64_t bytes) {
@@ -160,7 +160,7 @@ static void add_offsets(const Linear *l, const uint8_t *tile, const float *group
         for (int from = 0; from < 16; from += lines) few_lines(l, tile, ahead, from, lines, count, out);                      \
         break
 
-/* Up to eight rows, 16 outputs at a time; the weight is read from memory once. `group_sums`: scratch of rows x depth floats. */
+/* Up to four rows, 16 outputs at a time; the weight is read from memory once. `group_sums`: scratch of rows x depth floats. */
 static void few_rows(const Linear *l, int64_t first, int64_t last, float *group_sums) {
     int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
@@ -176,62 +176,97 @@ static void few_rows(const Linear *l, int64_t first, int64_t last, float *group_
             FEW_CASE(2, 8);
             FEW_CASE(3, 8);
             FEW_CASE(4, 4);
-            FEW_CASE(5, 4);
-            FEW_CASE(6, 4);
-            FEW_CASE(7, 2);
-            FEW_CASE(8, 2);
         }
         if (l->kind == WEIGHT_INT4) add_offsets(l, tile, group_sums, out);
         for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
     }
 }
 
-/* C tile of 16 outputs x 16 tokens (tokens `row` on) -> rows of the output. */
-static void put_tile(const Linear *l, const float *c, int64_t row, int64_t output) {
-    __mmask16 here = outputs_here(l, output);
+/* Two C tiles of 16 outputs x 16 tokens each (tokens `row` on) -> rows of the output, a whole cache line at a time where it is bf16. */
+static void put_tiles(const Linear *l, const float *c, int64_t row, int64_t output) {
+    __mmask16 low = outputs_here(l, output), high = outputs_here(l, output + 16);
     int64_t present = l->rows - row < 16 ? l->rows - row : 16;
-    if (!here) return;
-    __m512i t[16];
-    for (int i = 0; i < 16; i++) t[i] = _mm512_loadu_si512(c + 16 * i);
+    __m512i t[16], u[16];
+    for (int i = 0; i < 16; i++) t[i] = _mm512_loadu_si512(c + 16 * i), u[i] = _mm512_loadu_si512(c + 256 + 16 * i);
     transpose16(t);
-    for (int i = 0; i < present; i++) put(l, row + i, output, _mm512_castsi512_ps(t[i]), here);
-}
-
-/* 32 outputs (weights w0, w1) for every token; the tokens of two tiles at a time. `next`: what the next call will read. */
-static void many_rows(const Linear *l, const bf16 *w0, const bf16 *w1, int64_t output, const uint8_t *next, int64_t next_bytes) {
-    float c[4 * 256] __attribute__((aligned(64)));
-    int64_t groups = (l->rows + 15) / 16;
-    for (int64_t g = 0; g < groups; g += 2) {
-        const bf16 *x0 = l->tiles + g * l->depth * TILE, *x1 = g + 1 < groups ? x0 + l->depth * TILE : x0;
-        TILES_ZERO();
-        for (int64_t k = 0; k < l->depth; k++) {
-            if (!g)
-                for (int64_t line = next_bytes * k / l->depth / 64; line < next_bytes * (k + 1) / l->depth / 64; line++)
-                    _mm_prefetch((const char *)next + 64 * line, _MM_HINT_T1);
-            _tile_loadd(4, w0 + k * TILE, 64);
-            _tile_loadd(5, w1 + k * TILE, 64);
-            _tile_loadd(6, x0 + k * TILE, 64);
-            if (g + 1 < groups) {
-                _tile_loadd(7, x1 + k * TILE, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            } else {
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(2, 5, 6);
-            }
-        }
-        TILES_STORE(c, c + 256, c + 512, c + 768, 64);
-        put_tile(l, c, g * 16, output);
-        put_tile(l, c + 512, g * 16, output + 16);
-        if (g + 1 == groups) continue;
-        put_tile(l, c + 256, g * 16 + 16, output);
-        put_tile(l, c + 768, g * 16 + 16, output + 16);
+    transpose16(u);
+    for (int i = 0; i < present; i++) {
+        __m512 first = finish(l, output, _mm512_castsi512_ps(t[i]), low), second = finish(l, output + 16, _mm512_castsi512_ps(u[i]), high);
+        int64_t at = (row + i) * l->out_stride + output;
+        if (l->wide) {
+            _mm512_mask_storeu_ps((float *)l->out + at, low, first);
+            _mm512_mask_storeu_ps((float *)l->out + at + 16, high, second);
+        } else
+            _mm512_mask_storeu_epi16((bf16 *)l->out + at, (__mmask32)low | (__mmask32)high << 16, (__m512i)_mm512_cvtne2ps_pbh(second, first));
     }
 }
 
-/* slots: weight, kind, outputs, inputs, scales, bias, x, its stride, packed x (NULL: vector products, for up to 8 rows), rows, out, out's stride, wide, scratch of
+/* Ask for the lines that put_tiles will write: each is on another page, and waiting for them costs more than the product. */
+static inline void ask_for_output(const Linear *l, int64_t row, int64_t output) {
+    int64_t present = l->rows - row < 16 ? l->rows - row : 16;
+    for (int i = 0; i < present; i++) {
+        const char *line = (const char *)l->out + ((row + i) * l->out_stride + output) * (l->wide ? 4 : 2);
+        __builtin_prefetch(line, 1, 3);
+        if (l->wide) __builtin_prefetch(line + 64, 1, 3);
+    }
+}
+
+enum { STRIP = 12, AHEAD = 2 };
+
+/* 16 outputs of w0 and of w1 for 16 tokens, over tiles [from, to) of the depth; the sums go on from those in c where from > 0.
+ * Only four tile registers take part: where another program runs on the core's other thread, the pool that registers are
+ * renamed from is small, and using all eight costs half the speed. */
+static inline void two_blocks(const bf16 *x, const bf16 *w0, const bf16 *w1, int64_t from, int64_t to, float *c) {
+    BARRIER();
+    if (from) {
+        _tile_loadd(0, c, 64);
+        _tile_loadd(1, c + 256, 64);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
+    for (int64_t k = from; k < to; k++) {
+        const char *coming = (const char *)(x + (k + AHEAD) * TILE);
+        _tile_loadd(3, x + k * TILE, 64);
+        for (int line = 0; line < 16; line++) _mm_prefetch(coming + 64 * line, _MM_HINT_T0);
+        _tile_loadd(2, w0 + k * TILE, 64);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(2, w1 + k * TILE, 64);
+        _tile_dpbf16ps(1, 2, 3);
+    }
+    _tile_stored(0, c, 64);
+    _tile_stored(1, c + 256, 64);
+    BARRIER();
+}
+
+/* Ask for the part of the weights of the next call that is this strip's share. */
+static inline void ask_for_weights(const uint8_t *next, int64_t bytes, int64_t from, int64_t to, int64_t depth) {
+    for (int64_t line = bytes * from / depth / 64; line < bytes * to / depth / 64; line++) _mm_prefetch((const char *)next + 64 * line, _MM_HINT_T1);
+}
+
+/* 32 outputs (weights w0, w1) for every token: strips of the weights stay in the first-level cache while all tokens pass by.
+ * sums: 512 floats for each 16 tokens. `next`: what the next call will read. */
+static void many_rows(const Linear *l, const bf16 *w0, const bf16 *w1, int64_t output, const uint8_t *next, int64_t next_bytes, float *sums) {
+    int64_t groups = (l->rows + 15) / 16;
+    for (int64_t from = 0; from < l->depth; from += STRIP) {
+        int64_t to = from + STRIP < l->depth ? from + STRIP : l->depth;
+        ask_for_weights(next, next_bytes, from, to, l->depth);
+        for (int64_t g = 0; g < groups; g++) {
+            if (to == l->depth) ask_for_output(l, g * 16, output);
+            two_blocks(l->tiles + g * l->depth * TILE, w0, w1, from, to, sums + 512 * g);
+            if (to == l->depth) put_tiles(l, sums + 512 * g, g * 16, output);
+        }
+    }
+}
+
+static const bf16 *as_bf16(const Linear *l, int64_t block, int64_t count, bf16 *scratch) {
+    const uint8_t *source = l->weight + block * l->depth * tile_bytes(l->kind);
+    if (l->kind == WEIGHT_BF16) return (const bf16 *)source;
+    unpack_tiles(source, l->kind, l->depth * count, scratch);
+    return scratch;
+}
+
+/* slots: weight, kind, outputs, inputs, scales, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows), rows, out, out's stride, wide, scratch of
  * 2 x depth tiles a thread. */
 void owngpt_step_linear(const int64_t *slots, int me, int threads) {
     Linear l = {POINTER(const uint8_t, 0), POINTER(const float, 4), POINTER(const float, 5), slots[1], slots[2], slots[3], slots[9],
@@ -242,18 +277,71 @@ void owngpt_step_linear(const int64_t *slots, int me, int threads) {
         few_rows(&l, first, last, POINTER(float, 13) + me * l.depth * TILE);
         return;
     }
-    bf16 *scratch = POINTER(bf16, 13) + me * 2 * l.depth * TILE;
+    int64_t share = 2 * l.depth * TILE + (l.rows + 15) / 16 * 1024; /* weights as bf16, sums as floats */
+    bf16 *scratch = POINTER(bf16, 13) + me * share;
+    float *sums = (float *)(scratch + 2 * l.depth * TILE);
     row_share((blocks + 1) / 2, me, threads, &first, &last);
     for (int64_t pair = first; pair < last; pair++) {
         int two = 2 * pair + 1 < blocks;
-        const uint8_t *source = l.weight + 2 * pair * l.depth * tile_bytes(l.kind);
-        const bf16 *w = (const bf16 *)source;
-        if (l.kind != WEIGHT_BF16) {
-            unpack_tiles(source, l.kind, l.depth * (1 + two), scratch);
-            w = scratch;
+        const bf16 *w = as_bf16(&l, 2 * pair, 1 + two, scratch);
+        int64_t bytes = pair + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0;
+        many_rows(&l, w, two ? w + l.depth * TILE : w, 32 * pair, l.weight + 2 * (pair + 1) * l.depth * tile_bytes(l.kind), bytes, sums);
+    }
+}
+
+static inline __m512 sigmoid16(__m512 x) {
+    __m512 down = exp2_16(_mm512_mul_ps(_mm512_min_ps(x, _mm512_set1_ps(80.0f)), _mm512_set1_ps(-1.44269504f)));
+    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), down));
+}
+
+/* x * sigmoid(x), or GELU by tanh: x * (1 + tanh(u)) / 2 = x * sigmoid(2u). */
+static inline __m512 activated(__m512 x, int tanh_form) {
+    if (!tanh_form) return _mm512_mul_ps(x, sigmoid16(x));
+    __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(0.044715f), _mm512_mul_ps(x, x)), x, x);
+    return _mm512_mul_ps(x, sigmoid16(_mm512_mul_ps(_mm512_set1_ps(1.5957691216f), cubic)));
+}
+
+/* C tiles of gate and up, 16 outputs from `output` on x 16 tokens -> half of a packed tile of what comes next: pairs of outputs
+ * are what it wants side by side, so nothing is transposed and nothing leaves in strides. */
+static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_form, bf16 *tile) {
+    int64_t width = l->outputs / 2;
+    for (int i = 0; i < 16; i += 2) {
+        __m512 values[2];
+        for (int side = 0; side < 2; side++) {
+            int64_t at = output + i + side;
+            float scale0 = l->scales ? l->scales[at] : 1.0f, scale1 = l->scales ? l->scales[width + at] : 1.0f;
+            float bias0 = l->bias ? l->bias[at] : 0.0f, bias1 = l->bias ? l->bias[width + at] : 0.0f;
+            __m512 gate = _mm512_fmadd_ps(_mm512_loadu_ps(c + 16 * (i + side)), _mm512_set1_ps(scale0), _mm512_set1_ps(bias0));
+            __m512 up = _mm512_fmadd_ps(_mm512_loadu_ps(c + 256 + 16 * (i + side)), _mm512_set1_ps(scale1), _mm512_set1_ps(bias1));
+            values[side] = _mm512_mul_ps(activated(gate, tanh_form), up);
         }
-        int64_t bytes = 2 * l.depth * tile_bytes(l.kind);
-        many_rows(&l, w, two ? w + l.depth * TILE : w, 32 * pair, source + bytes, pair + 1 < last ? bytes : 0);
+        _mm512_storeu_si512(tile + 16 * (output % 32) + 16 * i, pair_up(values[0], values[1]));
+    }
+}
+
+/* A gated layer's first half: gate and up products and the activation, straight into the packed input of the second half.
+ * slots: weight (gate's outputs, then up's; as many, a multiple of 32), kind, outputs, inputs, scales, bias, packed x, rows,
+ * packed out, whether GELU instead of SiLU, scratch as in linear. */
+void owngpt_step_gated_linear(const int64_t *slots, int me, int threads) {
+    Linear l = {.weight = POINTER(const uint8_t, 0), .scales = POINTER(const float, 4), .bias = POINTER(const float, 5), .kind = slots[1],
+                .outputs = slots[2], .inputs = slots[3], .rows = slots[7], .depth = (slots[3] + 31) / 32, .tiles = POINTER(const bf16, 6)};
+    bf16 *out = POINTER(bf16, 8);
+    int64_t groups = (l.rows + 15) / 16, half = l.outputs / 32, first, last, share = 2 * l.depth * TILE + groups * 1024;
+    bf16 *scratch = POINTER(bf16, 10) + me * share;
+    float *sums = (float *)(scratch + 2 * l.depth * TILE);
+    row_share(half / 2, me, threads, &first, &last);
+    for (int64_t block = 2 * first; block < 2 * last; block++) {
+        const bf16 *gate = as_bf16(&l, block, 1, scratch), *up = as_bf16(&l, half + block, 1, scratch + l.depth * TILE);
+        int64_t bytes = block + 1 < 2 * last ? l.depth * tile_bytes(l.kind) : 0;
+        for (int64_t from = 0; from < l.depth; from += STRIP) {
+            int64_t to = from + STRIP < l.depth ? from + STRIP : l.depth;
+            ask_for_weights(l.weight + (block + 1) * l.depth * tile_bytes(l.kind), bytes, from, to, l.depth);
+            ask_for_weights(l.weight + (half + block + 1) * l.depth * tile_bytes(l.kind), bytes, from, to, l.depth);
+            for (int64_t g = 0; g < groups; g++) {
+                two_blocks(l.tiles + g * l.depth * TILE, gate, up, from, to, sums + 512 * g);
+                if (to == l.depth) put_gated(&l, sums + 512 * g, 16 * block, (int)slots[9], out + (g * half / 2 + block / 2) * TILE);
+            }
+        }
     }
 }
 
