@@ -11,18 +11,21 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from owngpt.engine.blocks import BlockPool
+from owngpt.engine.layout import Part
 from owngpt.engine.request import Failed, Finished, Piece, Request, Stream, Usage
-from owngpt.engine.runner import Part, Runner
+from owngpt.engine.runner import Runner
 from owngpt.engine.sampling import Choice, Sampler, pick
 from owngpt.engine.scheduler import Scheduler, Task, Work
 from owngpt.engine.sequence import TextSequence
 from owngpt.errors import EngineError, ModelFolderError, OwnGPTError, UsageError
+from owngpt.formats.peft import load_adapter
 from owngpt.text.tokenizer import Tokenizer
 
 MOST_WAITING = 4096
@@ -80,6 +83,8 @@ class Engine:
         self.runner, self.tokenizer, self.context_length = runner, tokenizer, context_length
         self._scheduler = Scheduler(BlockPool(runner.blocks, runner.block_size), most_rows=most_rows)
         self._samplers: dict[Task, Sampler] = {}
+        self._adapters: dict[str, object] = {}  # name → a mark of this very loading
+        self._loading = threading.Lock()
         self._lock = threading.Condition()
         self._new: list[Task] = []
         self._cancelled: set[Stream] = set()
@@ -108,13 +113,14 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise EngineError("the engine is closed")
+            mark = self._adapter_mark(request.adapter)
             if len(self._scheduler.waiting) + len(self._new) + count > MOST_WAITING:
                 raise UsageError(f"{MOST_WAITING} texts are waiting already; try again when some have finished")
             self._arrivals += 1
             self._counts["requests"] += 1
             self._counts["prompt_tokens"] += len(prompt)
             for index, sampler in enumerate(samplers):
-                task = Task(request, stream, index, self._text(request, len(prompt)), list(prompt), self._arrivals)
+                task = Task(request, stream, index, self._text(request, len(prompt)), list(prompt), self._arrivals, mark)
                 self._samplers[task] = sampler
                 self._new.append(task)
             if self._thread is None:
@@ -122,6 +128,41 @@ class Engine:
                 self._thread.start()
             self._lock.notify()
         return stream
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters."""
+        with self._lock:
+            return tuple(self._adapters)
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Take a LoRA adapter that PEFT stored, under a name for :class:`Request`; what runs goes on.
+
+        :raises UsageError: the name is taken or empty.
+        :raises ModelFolderError: the folder is no such adapter, or not for this model.
+        """
+        with self._loading:
+            if not name or name in self._adapters:
+                raise UsageError(f"the name {name!r} for an adapter is {'taken; unload it first' if name else 'empty; give one'}")
+            self.runner.load_adapter(name, load_adapter(folder, self.runner.config))
+            with self._lock:
+                self._adapters[name] = object()
+
+    def unload_adapter(self, name: str) -> None:
+        """Let an adapter go.
+
+        :raises UsageError: there is none of this name, or requests use it.
+        """
+        with self._loading:
+            with self._lock:
+                self._adapter_mark(name)
+                users = {task.stream for task in self._samplers if task.request.adapter == name}
+                if users:
+                    raise UsageError(
+                        f"{len(users)} requests use the adapter {name!r}; wait for them or cancel them, then unload it"
+                    )
+                del self._adapters[name]
+            self.runner.unload_adapter(name)
 
     def stats(self) -> EngineStats:
         """What was done and what is going on."""
@@ -171,6 +212,14 @@ class Engine:
                 f"{longest} tokens; the engine has memory for {memory}: write fewer tokens or give the engine more memory"
             )
         return prompt
+
+    def _adapter_mark(self, name: str | None) -> object:
+        if name is None:
+            return None
+        if name not in self._adapters:
+            loaded = f"loaded are: {', '.join(self._adapters)}" if self._adapters else "none is loaded"
+            raise UsageError(f"there is no adapter {name!r}; {loaded}")
+        return self._adapters[name]
 
     def _text(self, request: Request, prompt_tokens: int) -> TextSequence:
         end_ids = self.tokenizer.stop_ids if request.end_ids is None else request.end_ids
@@ -300,4 +349,5 @@ def _only(task: Task, error: OwnGPTError) -> dict[Task, OwnGPTError]:
 
 def _part(work: Work) -> Part:
     task = work.task
-    return Part(task.token_ids[task.computed : task.computed + work.count], task.computed, task.blocks, work.complete)
+    token_ids = task.token_ids[task.computed : task.computed + work.count]
+    return Part(token_ids, task.computed, task.blocks, int(work.complete), task.request.adapter)

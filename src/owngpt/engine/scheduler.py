@@ -35,6 +35,8 @@ class Task:
     """Prompt and what was written."""
     arrival: int
     """Requests are served in this order."""
+    root: object = None
+    """What the cache's content depends on beside the tokens: the adapter as it was loaded then."""
     blocks: list[int] = field(default_factory=list)
     serials: list[int] = field(default_factory=list)
     """Of the leading blocks that are findable."""
@@ -42,11 +44,6 @@ class Task:
     """Tokens whose keys and values are in the blocks."""
     cached_tokens: int = 0
     started: bool = False
-
-    @property
-    def root(self) -> object:
-        """What the cache's content depends on beside the tokens."""
-        return self.request.adapter
 
     @property
     def left(self) -> int:
