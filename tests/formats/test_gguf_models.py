@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from llama_cpp import LlamaCpp
 
 from owngpt.errors import ModelFolderError, UsageError
 from owngpt.families import family_for, family_named
@@ -107,6 +106,8 @@ def unsaid(config: GPTConfig, again: GPTConfig) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_llama_cpp_computes_the_same(name: str, tmp_path: Path) -> None:
+    from peer_llama_cpp import LlamaCpp
+
     model = model_of(MODELS[name])
     save_gguf(tmp_path / "model.gguf", model, TOKENIZER, dtype="float32")
     llama = LlamaCpp(tmp_path / "model.gguf", context_length=128)

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from llama_cpp import LlamaCpp
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from owngpt.errors import ModelFolderError
@@ -152,6 +151,8 @@ LIKE_LLAMA_CPP = [name for name in TOKENIZERS if name not in ("gpt-4o", "tekken"
 
 @pytest.mark.parametrize("name", LIKE_LLAMA_CPP)
 def test_llama_cpp_cuts_text_the_same(name: str, tmp_path: Path) -> None:
+    from peer_llama_cpp import LlamaCpp
+
     tokenizer = TOKENIZERS[name]
     llama = LlamaCpp(written(tokenizer, tmp_path / "model.gguf"))
     composed = normalizers.NFC()
@@ -162,6 +163,8 @@ def test_llama_cpp_cuts_text_the_same(name: str, tmp_path: Path) -> None:
 
 
 def test_case_is_cut_alike_in_english_for_the_newer_expressions(tmp_path: Path) -> None:
+    from peer_llama_cpp import LlamaCpp
+
     for name in ("gpt-4o", "tekken"):
         llama = LlamaCpp(written(TOKENIZERS[name], tmp_path / f"{name}.gguf"))
         for text in (CORPUS[0], CORPUS[2], "HTTPServer camelCase SCREAMING_CASE don't DON'T 12345"):

@@ -36,18 +36,20 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
 }
+INFERENCE: dict[str, tuple[Any, ...]] = {"sample": (_P, _P, _P, _L, _L, _I)}
+"""Of the library for inference; its steps are reached through :func:`run_steps`."""
 ON_TILES = ("attention", "attention_backward", "product", "orthogonalise")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 
 @cache
-def functions() -> dict[str, Any] | None:
-    """Training's kernels: name → callable with declared argument types, or None where no library could be built."""
-    library, _ = build.load("training")
+def functions(name: str = "training") -> dict[str, Any] | None:
+    """A library's kernels: name → callable with declared argument types, or None where it could not be built."""
+    library, _ = build.load(name)
     if library is None:
         return None
     found = {}
-    for name, arguments in SIGNATURES.items():
+    for name, arguments in (INFERENCE if name == "inference" else SIGNATURES).items():
         function = getattr(library, f"owngpt_{name}", None)
         if function is None:
             assert name in ON_TILES, name
@@ -75,7 +77,7 @@ def call(name: str, *arguments: Any) -> None:
 
     Raises MemoryError when a kernel could not get its workspace.
     """
-    table = functions()
+    table = functions("inference" if name in INFERENCE else "training")
     assert table is not None
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     status = table[name](*values, torch.get_num_threads())

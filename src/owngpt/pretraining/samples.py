@@ -27,7 +27,17 @@ def write_samples(network: GPT, tokenizer: Tokenizer, prompts: list[list[int]], 
     config = GenerationConfig(max_new_tokens=min(SAMPLE_TOKENS, limit // 2), temperature=0.8, top_p=0.95, seed=seed % 2**32)
     samples = []
     for prompt in prompts:
-        ids = prompt[: limit // 2]
+        ids = _whole_characters(prompt[: limit // 2], tokenizer)
         text = generate(network, tokenizer, ids, config)[0].text
         samples.append({"prompt": tokenizer.decode(ids), "text": text})
     return samples
+
+
+def _whole_characters(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The ids without those at their end that are only a part of a character."""
+    whole = next((stop for stop in range(len(ids), max(len(ids) - 4, 0), -1) if not _ends_inside(ids[:stop], tokenizer)), 0)
+    return ids[:whole] or ids
+
+
+def _ends_inside(ids: list[int], tokenizer: Tokenizer) -> bool:
+    return tokenizer.decode(ids).endswith("\ufffd")

@@ -1,4 +1,4 @@
-"""llama.cpp itself, for tests: the wheel `xllamacpp` holds it prebuilt. Nothing of it is changed."""
+"""llama.cpp itself, asked over its own server on this machine: the wheel `xllamacpp` holds it prebuilt, unchanged."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pytest
+import xllamacpp
 
 
 class LlamaCpp:
-    """A model opened by llama.cpp, asked over its own server on this machine."""
+    """A model opened by llama.cpp."""
 
-    def __init__(self, path: Path, *, context_length: int = 512) -> None:
-        xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp is not installed here (pip install xllamacpp)")
+    def __init__(self, path: Path, *, context_length: int = 512, threads: int = 1) -> None:
         parameters = xllamacpp.CommonParams()
         parameters.model.path = str(path)
         parameters.n_ctx = context_length
-        parameters.cpuparams.n_threads = 1
+        parameters.cpuparams.n_threads = threads
         parameters.n_parallel = 1
         parameters.port = 0
         parameters.warmup = False
