@@ -10,7 +10,7 @@ from tests.engine import poem
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.generate import generate, generate_stream
-from owngpt.engine.sampler import Sampler
+from owngpt.engine.sampling import Choice, Sampler, pick
 from owngpt.engine.sequence import Generation
 from owngpt.errors import UsageError
 from owngpt.model.config import GPTConfig
@@ -133,10 +133,10 @@ def test_sequences_of_different_lengths_are_each_what_they_would_be_alone() -> N
     together = generate(model, poem.tokenizer(), ids, config, ends)
     assert len({len(generation.token_ids) for generation in together}) > 2
     for index, generation in enumerate(together):
-        sampler, written = Sampler(config, index), list(ids)
+        sampler, written = Sampler(config, poem.tokenizer(), index), list(ids)
         for token_id in generation.token_ids:
-            logits = model.logits(torch.tensor([written]))[0, -1]
-            assert sampler.pick(logits.detach(), ()) == token_id
+            (choice,) = pick(model.logits(torch.tensor([written]))[0, -1:].detach(), [sampler], [written])
+            assert isinstance(choice, Choice) and choice.token_id == token_id
             written.append(token_id)
         assert not ends & set(generation.token_ids)
 

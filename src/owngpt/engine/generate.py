@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.engine import sampling
 from owngpt.engine.beam import BeamSearch, search_alone
 from owngpt.engine.cache import CachedContext
-from owngpt.engine.sampler import Sampler
+from owngpt.engine.sampling import Sampler, pick
 from owngpt.engine.sequence import Generation, TextSequence
-from owngpt.errors import UsageError
+from owngpt.errors import OwnGPTError, UsageError
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 
@@ -87,6 +86,8 @@ class _Writer:
         self._tokenizer = tokenizer
         self._config = config
         self._end_ids = tokenizer.stop_ids if end_ids is None else frozenset(end_ids)
+        if config.ignore_end:
+            self._end_ids = frozenset()
         self._prompt_ids = _checked_prompt(model, tokenizer, prompt_ids)
         self._limit = model.config.context_length - len(self._prompt_ids)
         self._context = CachedContext(model.config)
@@ -94,18 +95,23 @@ class _Writer:
 
     def write(self) -> Iterator[str]:
         """Decode every sequence to its end; yields the pieces of the first."""
-        samplers = [Sampler(self._config, index) for index in range(len(self.sequences))]
+        first = self._new_sampler()
+        samplers = [first, *(first.fork(index) for index in range(1, len(self.sequences)))]
         live = list(range(len(self.sequences)))
         logits = self._extend([self._prompt_ids])
         if len(live) > 1:
             self._context.select(torch.zeros(len(live), dtype=torch.int64))
             logits = logits.expand(len(live), -1)
         while True:
+            texts = [[*self._prompt_ids, *self.sequences[index].token_ids] for index in live]
             chosen = {}
-            for row, index in enumerate(live):
-                used = (*self._prompt_ids, *self.sequences[index].token_ids) if self._config.repetition_penalty != 1.0 else ()
-                chosen[index] = samplers[index].pick(logits[row], used)
-                piece = self.sequences[index].push(chosen[index])
+            for index, choice in zip(live, pick(logits, [samplers[index] for index in live], texts), strict=True):
+                if isinstance(choice, OwnGPTError):
+                    raise choice
+                chosen[index] = choice.token_id
+                piece = self.sequences[index].push(choice.token_id)
+                if choice.last and self.sequences[index].stop_reason is None:
+                    piece += self.sequences[index].finish()
                 if index == 0:
                     yield piece
             rows = [row for row, index in enumerate(live) if self.sequences[index].stop_reason is None]
@@ -118,9 +124,11 @@ class _Writer:
 
     def search(self) -> list[Generation]:
         """Beam search instead of sampling."""
-        sampler = sampling.Sampler(self._config, self._tokenizer, prompt_tokens=len(self._prompt_ids), end_ids=self._end_ids)
-        search = BeamSearch(self._config, self._new_sequence, self._end_ids, self._prompt_ids, sampler, self._limit)
+        search = BeamSearch(self._config, self._new_sequence, self._end_ids, self._prompt_ids, self._new_sampler(), self._limit)
         return search_alone(search, self._context, self._extend, self._prompt_ids)
+
+    def _new_sampler(self) -> Sampler:
+        return Sampler(self._config, self._tokenizer, prompt_tokens=len(self._prompt_ids), end_ids=self._end_ids)
 
     def _new_sequence(self) -> TextSequence:
         return TextSequence(self._tokenizer, self._config, self._end_ids, self._limit)
