@@ -34,6 +34,7 @@ VERBS = {
     "pull": "Bring a model here from a hub, a package index or an address: checked, and gone on with when it was interrupted.",
     "export": "Write a model for other programs: a Hugging Face folder, a GGUF file for llama.cpp, or what Ollama takes.",
     "eval": "Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.",
+    "bench": "How fast a model reads and writes here, alone and in batches, and beside other programs.",
     "generate": "Let a model write, shown as it writes.",
     "chat": (
         "Talk to a model in the terminal; one without a chat template continues your text instead.\n\n"
