@@ -27,11 +27,11 @@ from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
+    from owngpt.data.prepare import prepare
     from owngpt.engine.engine import Engine
     from owngpt.engine.load import LoadedEngine, Quantize
     from owngpt.engine.sequence import Generation
     from owngpt.engine.texts import TextStream
-    from owngpt.data.prepare import prepare
     from owngpt.evaluate.bits import Progress, Score
     from owngpt.formats.exports import Export, Format
     from owngpt.formats.hub.pull import pull
@@ -105,7 +105,9 @@ class _Source:
     def written_by_packed_weights(self) -> Model:
         """A model whose network is read only when somebody asks for it."""
         loaded = self.engine()
-        return Model(None, loaded.tokenizer, generation=loaded.generation, source=self, engine=loaded.engine)
+        return Model(
+            None, loaded.tokenizer, generation=loaded.generation, source=self, engine=loaded.engine, config=loaded.config
+        )
 
 
 def evaluate(
@@ -172,16 +174,20 @@ class Model:
         generation: Mapping[str, Any] | None = None,
         source: _Source | None = None,
         engine: Engine | None = None,
+        config: GPTConfig | None = None,
     ) -> None:
         """
         :param network: the model; None reads it from the source when it is needed.
         :param generation: the content of generation_config.json, if any.
         :param source: where it came from, if from a file.
         :param engine: what writes; by default one that computes as the network does.
+        :param config: the network's, where that is not given.
         """
-        assert network is not None or source is not None
+        assert network is not None or (source is not None and config is not None)
         self.tokenizer = tokenizer
-        self._network, self._source, self._engine = network, source, engine
+        self._network, self._source, self._engine, self._config = network, source, engine, config
+        if engine is not None:
+            weakref.finalize(self, engine.close)
         self._defaults = _sampling_defaults(generation or {})
         self._end_ids = _end_ids(tokenizer, generation or {})
 
@@ -213,7 +219,7 @@ class Model:
     @property
     def config(self) -> GPTConfig:
         """The model's shape."""
-        return self.engine.config if self._network is None else self._network.config
+        return self._config or self.network.config
 
     def generate(self, prompt: str, **options: Any) -> str | list[str]:
         """Continue a text.
