@@ -25,6 +25,20 @@ from owngpt.errors import UsageError
         (GenerationConfig, {"stop": ("",)}, ["--stop"]),
         (GenerationConfig, {"num_beams": 2, "num_return_sequences": 3}, ["--num-return-sequences 3", "--num-beams 2"]),
         (GenerationConfig, {"seed": -1}, ["--seed", "-1"]),
+        (GenerationConfig, {"typical_p": 0}, ["--typical-p", "more than 0"]),
+        (GenerationConfig, {"presence_penalty": 2.5}, ["--presence-penalty", "2.5", "-2 to 2"]),
+        (GenerationConfig, {"frequency_penalty": -3}, ["--frequency-penalty", "-3"]),
+        (GenerationConfig, {"no_repeat_ngram_size": -1}, ["--no-repeat-ngram-size", "-1"]),
+        (GenerationConfig, {"logit_bias": {5: 101}}, ["--logit-bias", "101", "-100 to 100"]),
+        (GenerationConfig, {"logit_bias": {"five": 1}}, ["--logit-bias", "five"]),
+        (GenerationConfig, {"logit_bias": {i: 1 for i in range(1025)}}, ["--logit-bias", "1025", "at most 1024"]),
+        (GenerationConfig, {"length_penalty": math.nan}, ["--length-penalty", "nan"]),
+        (GenerationConfig, {"stop_token_ids": (-1,)}, ["--stop-token-ids", "-1"]),
+        (GenerationConfig, {"log_probabilities": 21}, ["--log-probabilities", "21", "0 to 20"]),
+        (GenerationConfig, {"regex": "a", "choices": ("b",)}, ["--regex", "--choices", "only one"]),
+        (GenerationConfig, {"choices": ("",)}, ["--choices", "empty"]),
+        (GenerationConfig, {"regex": ""}, ["--regex", "empty"]),
+        (GenerationConfig, {"grammar": "x" * 200_000}, ["--grammar", "200000", "at most 131072"]),
         (DataConfig, {"validation_fraction": 0.0}, ["--validation-fraction"]),
         (DataConfig, {"validation_fraction": 0.9}, ["--validation-fraction", "0.9"]),
         (DataConfig, {"workers": -1}, ["--workers"]),
@@ -58,3 +72,11 @@ def test_records_are_frozen_and_every_field_has_a_help_text(record):
 
 def test_one_stop_text_may_be_given_as_it_is():
     assert GenerationConfig(stop="end").stop == ("end",)
+
+
+def test_what_json_requests_hold_is_taken_as_it_is():
+    config = GenerationConfig(logit_bias={"50": 2}, json_schema={"type": "object"}, stop_token_ids=[3])
+    assert config.logit_bias == {50: 2.0}
+    assert config.json_schema == '{"type": "object"}'
+    assert config.stop_token_ids == (3,)
+    assert (config.constrained, GenerationConfig().constrained) == ("json_schema", None)

@@ -7,7 +7,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.engine import poem
 
+from owngpt.config.generation import GenerationConfig
+from owngpt.engine.sequence import Generation, TextSequence
 from owngpt.engine.stop import StopMatcher
 
 
@@ -53,3 +56,22 @@ def test_nothing_passes_after_the_stop_string() -> None:
 @pytest.mark.parametrize("pieces", [["", ""], ["a", "", "b"]])
 def test_without_stop_strings_all_passes(pieces: list[str]) -> None:
     assert run(pieces, []) == ("".join(pieces), False)
+
+
+def test_a_stop_token_ends_the_text_unseen_and_is_among_its_tokens() -> None:
+    tokenizer = poem.tokenizer()
+    ids = tokenizer.encode("one\ntwo")
+    newline = ids[3]
+    sequence = TextSequence(tokenizer, GenerationConfig(stop_token_ids=(newline,)), tokenizer.stop_ids, 100)
+    for token_id in ids[:4]:
+        sequence.push(token_id)
+    assert sequence.result() == Generation("one", tuple(ids[:4]), "stop")
+
+
+def test_a_text_may_be_complete_without_an_end_token() -> None:
+    tokenizer = poem.tokenizer()
+    sequence = TextSequence(tokenizer, GenerationConfig(stop=("two",)), (), 100)
+    shown = "".join(sequence.push(token_id) for token_id in tokenizer.encode("one tw"))
+    assert shown == "one "
+    assert sequence.finish() == "tw"
+    assert sequence.result().stop_reason == "end"

@@ -132,7 +132,9 @@ def test_a_named_damaged_checkpoint_is_an_error_and_an_unnamed_one_is_skipped(
     with pytest.raises(CheckpointError, match=f"{TENSORS} has 100 bytes instead of"):
         train(resume_from=checkpoint, quiet=True)
     train(output=run, resume=True, quiet=True)
-    assert f"{checkpoint} is damaged: {TENSORS} has 100 bytes" in capsys.readouterr().err
+    words = capsys.readouterr().err
+    assert f"{checkpoint} is damaged: {TENSORS} has 100 bytes" in words
+    assert "no whole checkpoint to go on from: the run begins again" in words
     assert damage(checkpoint) is None, "the run was taken again from its start"
 
 

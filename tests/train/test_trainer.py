@@ -152,7 +152,7 @@ def test_samples_and_what_they_draw_change_nothing(tmp_path: Path) -> None:
 def test_a_run_with_a_time_budget_ends_on_time(tmp_path: Path) -> None:
     budget = 3.0
     start = time.monotonic()
-    course = Course(steps=100_000, budget_seconds=budget, checkpoint_seconds=0.5)
+    course = Course(steps=2_000, budget_seconds=budget, checkpoint_seconds=0.5)  # a line for every step
     trainer = make_trainer(tmp_path, course, on_sample=lambda model: time.sleep(5) or [])
     result = trainer.run()
     assert time.monotonic() - start == pytest.approx(budget, rel=0.1)
@@ -265,6 +265,17 @@ def test_handlers_and_lock_are_given_back(tmp_path: Path) -> None:
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
     with RunLock(tmp_path):
         pass
+
+
+def test_a_lock_that_is_lent_is_held_beyond_the_training(tmp_path: Path) -> None:
+    with RunLock(tmp_path) as lock:
+        make_trainer(tmp_path, Course(steps=2), lock=lock).run()
+        again = make_trainer(tmp_path, Course(steps=2), lock=lock)
+        again.restore()
+        again.run()
+        assert lock.held
+        with pytest.raises(FolderBusyError):
+            RunLock(tmp_path).acquire()
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ ChatOptions = options_of(GenerationConfig, leave_out=("num_return_sequences", "n
 COMMANDS = {
     "/help": "this list",
     "/system TEXT": "how the model should behave from here on; without TEXT, no longer",
-    "/save FILE": "write the conversation as one line of JSON, which `owngpt finetune` reads",
+    "/save FILE": "write the conversation as one line of JSON, as chat data is written",
     "/reset": "start over",
     "/quit": "leave",
 }

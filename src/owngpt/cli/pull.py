@@ -43,13 +43,15 @@ def pull(
         return _list(json)
 
     from owngpt.formats.hub.pull import pull as pull_model
+    from owngpt.formats.hub.store import RECORD
 
     with downloads(quiet=quiet or json) as progress:
         folder = pull_model(spec, output, sha256=sha256, say=say, progress=progress)
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file()}
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir()) if path.is_file() and path.name != RECORD}
     if json:
         return {"spec": spec, "folder": folder, "files": files}
-    say(f"{len(files)} files, {in_bytes(sum(files.values()))}; use it as: owngpt generate {output or spec} --prompt …")
+    count, size = f"{len(files)} file{'s' * (len(files) != 1)}", in_bytes(sum(files.values()))
+    say(f"{count}, {size}; use it as: owngpt chat {output or spec}, or owngpt generate {output or spec} --prompt …")
     print(folder)
     return None
 

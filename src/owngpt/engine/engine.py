@@ -11,18 +11,23 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from owngpt.engine.beam import BeamSearch
 from owngpt.engine.blocks import BlockPool
+from owngpt.engine.branches import Branches
+from owngpt.engine.layout import Part
 from owngpt.engine.request import Failed, Finished, Piece, Request, Stream, Usage
-from owngpt.engine.runner import Part, Runner
+from owngpt.engine.runner import Runner
 from owngpt.engine.sampling import Choice, Sampler, pick
 from owngpt.engine.scheduler import Scheduler, Task, Work
 from owngpt.engine.sequence import TextSequence
 from owngpt.errors import EngineError, ModelFolderError, OwnGPTError, UsageError
+from owngpt.formats.peft import load_adapter
 from owngpt.text.tokenizer import Tokenizer
 
 MOST_WAITING = 4096
@@ -80,6 +85,8 @@ class Engine:
         self.runner, self.tokenizer, self.context_length = runner, tokenizer, context_length
         self._scheduler = Scheduler(BlockPool(runner.blocks, runner.block_size), most_rows=most_rows)
         self._samplers: dict[Task, Sampler] = {}
+        self._adapters: dict[str, object] = {}  # name → a mark of this very loading
+        self._loading = threading.Lock()
         self._lock = threading.Condition()
         self._new: list[Task] = []
         self._cancelled: set[Stream] = set()
@@ -102,19 +109,21 @@ class Engine:
         :raises EngineError: the engine is closed.
         """
         prompt = self._checked(request)
-        count = request.config.num_return_sequences
-        stream = Stream(count, lambda: self._cancel(stream))
-        samplers = [Sampler(request.config, self.tokenizer, index) for index in range(count)]
+        samplers = self._new_samplers(request, len(prompt))
+        stream = Stream(request.config.num_return_sequences, lambda: self._cancel(stream))
         with self._lock:
             if self._closing:
                 raise EngineError("the engine is closed")
-            if len(self._scheduler.waiting) + len(self._new) + count > MOST_WAITING:
+            mark = self._adapter_mark(request.adapter)
+            if len(self._scheduler.waiting) + len(self._new) + len(samplers) > MOST_WAITING:
                 raise UsageError(f"{MOST_WAITING} texts are waiting already; try again when some have finished")
             self._arrivals += 1
             self._counts["requests"] += 1
             self._counts["prompt_tokens"] += len(prompt)
             for index, sampler in enumerate(samplers):
-                task = Task(request, stream, index, self._text(request, len(prompt)), list(prompt), self._arrivals)
+                task = Task(request, stream, index, self._text(request, len(prompt)), list(prompt), self._arrivals, mark)
+                if request.config.num_beams > 1:
+                    task.branches = self._new_search(task, sampler)
                 self._samplers[task] = sampler
                 self._new.append(task)
             if self._thread is None:
@@ -122,6 +131,41 @@ class Engine:
                 self._thread.start()
             self._lock.notify()
         return stream
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the loaded adapters."""
+        with self._lock:
+            return tuple(self._adapters)
+
+    def load_adapter(self, name: str, folder: str | Path) -> None:
+        """Take a LoRA adapter that PEFT stored, under a name for :class:`Request`; what runs goes on.
+
+        :raises UsageError: the name is taken or empty.
+        :raises ModelFolderError: the folder is no such adapter, or not for this model.
+        """
+        with self._loading:
+            if not name or name in self._adapters:
+                raise UsageError(f"the name {name!r} for an adapter is {'taken; unload it first' if name else 'empty; give one'}")
+            self.runner.load_adapter(name, load_adapter(folder, self.runner.config))
+            with self._lock:
+                self._adapters[name] = object()
+
+    def unload_adapter(self, name: str) -> None:
+        """Let an adapter go.
+
+        :raises UsageError: there is none of this name, or requests use it.
+        """
+        with self._loading:
+            with self._lock:
+                self._adapter_mark(name)
+                users = {task.stream for task in self._samplers if task.request.adapter == name}
+                if users:
+                    raise UsageError(
+                        f"{len(users)} requests use the adapter {name!r}; wait for them or cancel them, then unload it"
+                    )
+                del self._adapters[name]
+            self.runner.unload_adapter(name)
 
     def stats(self) -> EngineStats:
         """What was done and what is going on."""
@@ -164,17 +208,47 @@ class Engine:
         if wrong is not None:
             raise UsageError(f"token id {wrong} of the prompt is outside the vocabulary, 0 to {vocabulary - 1}")
         longest = min(len(prompt) + request.config.max_new_tokens, self.context_length)
+        if request.config.num_beams > 1:
+            longest = -(-longest // self.runner.block_size) * self.runner.block_size * request.config.num_beams
         memory = self._scheduler.pool.size * self.runner.block_size
         if longest > memory:
+            beams = f" and num_beams {request.config.num_beams}" if request.config.num_beams > 1 else ""
             raise UsageError(
-                f"the prompt of {len(prompt)} tokens with max_new_tokens {request.config.max_new_tokens} needs room for "
+                f"the prompt of {len(prompt)} tokens with max_new_tokens {request.config.max_new_tokens}{beams} needs room for "
                 f"{longest} tokens; the engine has memory for {memory}: write fewer tokens or give the engine more memory"
             )
         return prompt
 
+    def _adapter_mark(self, name: str | None) -> object:
+        if name is None:
+            return None
+        if name not in self._adapters:
+            loaded = f"loaded are: {', '.join(self._adapters)}" if self._adapters else "none is loaded"
+            raise UsageError(f"there is no adapter {name!r}; {loaded}")
+        return self._adapters[name]
+
+    def _new_samplers(self, request: Request, prompt_tokens: int) -> list[Sampler]:
+        """One for each text; a beam search has one, which it forks."""
+        config, end_ids = request.config, self._end_ids(request)
+        first = Sampler(config, self.tokenizer, prompt_tokens=prompt_tokens, end_ids=end_ids)
+        count = 1 if config.num_beams > 1 else config.num_return_sequences
+        return [first, *(first.fork(index) for index in range(1, count))]
+
+    def _new_search(self, task: Task, sampler: Sampler) -> Branches:
+        request, prompt = task.request, list(task.token_ids)
+        most = self.context_length - len(prompt)
+        search = BeamSearch(
+            request.config, lambda: self._text(request, len(prompt)), self._end_ids(request), prompt, sampler, most
+        )
+        return Branches(search, prompt)
+
+    def _end_ids(self, request: Request) -> frozenset[int]:
+        if request.config.ignore_end:
+            return frozenset()
+        return self.tokenizer.stop_ids if request.end_ids is None else request.end_ids
+
     def _text(self, request: Request, prompt_tokens: int) -> TextSequence:
-        end_ids = self.tokenizer.stop_ids if request.end_ids is None else request.end_ids
-        return TextSequence(self.tokenizer, request.config, end_ids, self.context_length - prompt_tokens)
+        return TextSequence(self.tokenizer, request.config, self._end_ids(request), self.context_length - prompt_tokens)
 
     def _cancel(self, stream: Stream) -> None:
         with self._lock:
@@ -247,22 +321,64 @@ class Engine:
             return
         known = [task for task in due if task in self._samplers]
         logits = outcome.logits if len(known) == len(due) else outcome.logits[[task in self._samplers for task in due]]
-        choices = pick(logits, [self._samplers[task] for task in known], [task.token_ids for task in known])
-        for task, choice in zip(known, choices, strict=True):
+        single = [row for row, task in enumerate(known) if task.branches is None]
+        choices = self._choose(logits if len(single) == len(known) else logits[single], [known[row] for row in single])
+        for task, choice in choices.items():
             if task not in self._samplers:  # a sibling failed just before
                 continue
             if isinstance(choice, OwnGPTError):
                 self._fail(task, choice)
             else:
                 self._push(task, choice)
+        for row, task in enumerate(known):
+            if task.branches is not None and task in self._samplers:
+                self._start(task)
+                if task.branches.receive(task, logits[row]):
+                    self._branch(task, task.branches)
 
-    def _push(self, task: Task, choice: Choice) -> None:
+    def _choose(self, logits: Tensor, tasks: Sequence[Task]) -> dict[Task, Choice | OwnGPTError]:
+        try:
+            choices = pick(logits, [self._samplers[task] for task in tasks], [task.token_ids for task in tasks])
+        except Exception as error:  # whatever it is, it must not end the thread, nor the other texts
+            if len(tasks) == 1:
+                return {tasks[0]: EngineError(f"no token could be chosen: {error}")}
+            alone = [self._choose(logits[row : row + 1], [task]) for row, task in enumerate(tasks)]
+            return {task: choice for found in alone for task, choice in found.items()}
+        return dict(zip(tasks, choices, strict=True))
+
+    def _branch(self, task: Task, branches: Branches) -> None:
+        """All beams of a search have their logits: they grow, or the search is over."""
+        sampler = self._samplers[task]
+        try:
+            new = branches.step(self._scheduler, self.runner.copy_block, self._drop)
+            events = branches.events() if branches.search.over else []
+        except Exception as error:
+            known = error if isinstance(error, OwnGPTError) else EngineError(f"the search failed: {error}")
+            self._fail(next(other for other in self._samplers if other.stream is task.stream), known)
+            return
+        self._samplers.update(dict.fromkeys(new, sampler))
+        if not events:
+            return
+        for event in events:
+            task.stream.put(event)
+            self._counts["written_tokens"] += isinstance(event, Piece)
+            self._counts["finished"] += isinstance(event, Finished)
+        task.stream.put(None)
+        for other in list(branches.tasks):
+            self._drop(other)
+
+    def _start(self, task: Task) -> None:
         if not task.started:
             task.started = True
             self._counts["cached_tokens"] += task.cached_tokens
+
+    def _push(self, task: Task, choice: Choice) -> None:
+        self._start(task)
         self._counts["written_tokens"] += 1
         try:
             text = task.text.push(choice.token_id)
+            if choice.last and task.text.stop_reason is None:
+                text += task.text.finish()
         except Exception as error:
             self._fail(task, EngineError(f"a token could not be turned into text: {error}"))
             return
@@ -270,14 +386,15 @@ class Engine:
         task.stream.put(Piece(task.index, text, choice.token_id, choice.score, choice.top))
         if task.text.stop_reason is not None:
             generation = task.text.result()
-            prompt = len(task.token_ids) - len(generation.token_ids) - (task.text.stop_reason == "end")
-            usage = Usage(prompt, task.cached_tokens, len(generation.token_ids))
+            usage = Usage(self._samplers[task].prompt_tokens, task.cached_tokens, len(generation.token_ids))
             task.stream.put(Finished(task.index, generation, usage))
             self._counts["finished"] += 1
             self._drop(task)
 
     def _fail(self, task: Task, error: OwnGPTError) -> None:
         """End a request, all its texts: its stream says why."""
+        if task not in self._samplers:  # another of its texts failed in the same step
+            return
         spoiled = isinstance(error, ModelFolderError)
         for other in [other for other in self._samplers if other.stream is task.stream]:
             self._drop(other, forget=spoiled)
@@ -300,4 +417,5 @@ def _only(task: Task, error: OwnGPTError) -> dict[Task, OwnGPTError]:
 
 def _part(work: Work) -> Part:
     task = work.task
-    return Part(task.token_ids[task.computed : task.computed + work.count], task.computed, task.blocks, work.complete)
+    token_ids = task.token_ids[task.computed : task.computed + work.count]
+    return Part(token_ids, task.computed, task.blocks, int(work.complete), task.request.adapter)

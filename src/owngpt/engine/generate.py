@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.engine.beam import BeamSearch
+from owngpt.engine import sampling
+from owngpt.engine.beam import BeamSearch, search_alone
 from owngpt.engine.cache import CachedContext
 from owngpt.engine.sampler import Sampler
 from owngpt.engine.sequence import Generation, TextSequence
@@ -117,8 +118,9 @@ class _Writer:
 
     def search(self) -> list[Generation]:
         """Beam search instead of sampling."""
-        search = BeamSearch(self._config, self._new_sequence, self._end_ids, self._prompt_ids)
-        return search.run(self._context, self._extend, self._limit)
+        sampler = sampling.Sampler(self._config, self._tokenizer, prompt_tokens=len(self._prompt_ids), end_ids=self._end_ids)
+        search = BeamSearch(self._config, self._new_sequence, self._end_ids, self._prompt_ids, sampler, self._limit)
+        return search_alone(search, self._context, self._extend, self._prompt_ids)
 
     def _new_sequence(self) -> TextSequence:
         return TextSequence(self._tokenizer, self._config, self._end_ids, self._limit)

@@ -55,6 +55,8 @@ class PackedGatedMLP(nn.Module):
         """:param mlp: whose linear layers are packed already."""
         super().__init__()
         self.gate_up, self.down, self.activation = mlp.gate_up, mlp.down, mlp.activation
+        self.apart = False
+        """The two layers run one after the other, since something is added to what they give (see adapters.py)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)"""
@@ -62,7 +64,8 @@ class PackedGatedMLP(nn.Module):
         assert isinstance(gate_up, PackedLinear)
         assert isinstance(down, PackedLinear)
         rows = x.numel() // x.shape[-1]
-        if gate_up.packed.on_tiles(rows) and down.packed.on_tiles(rows) and down.packed.inputs % packed.COLUMNS == 0:
+        on_tiles = gate_up.packed.on_tiles(rows) and down.packed.on_tiles(rows)
+        if on_tiles and down.packed.inputs % packed.COLUMNS == 0 and not self.apart:
             return packed.gated_mlp(x, gate_up.packed, gate_up.bias, down.packed, down.bias, tanh_form=self.activation == "geglu")
         y: Tensor = down(activation.gated(gate_up(x), self.activation))
         return y

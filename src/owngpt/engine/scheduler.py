@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import statistics
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from owngpt.engine.blocks import BlockPool
 from owngpt.engine.request import Request, Stream
 from owngpt.engine.sequence import TextSequence
+
+if TYPE_CHECKING:
+    from owngpt.engine.branches import Branches
 
 LARGEST_PIECE = 512
 """Tokens of prompts in one step while nobody is writing."""
@@ -35,6 +39,8 @@ class Task:
     """Prompt and what was written."""
     arrival: int
     """Requests are served in this order."""
+    root: object = None
+    """What the cache's content depends on beside the tokens: the adapter as it was loaded then."""
     blocks: list[int] = field(default_factory=list)
     serials: list[int] = field(default_factory=list)
     """Of the leading blocks that are findable."""
@@ -42,11 +48,8 @@ class Task:
     """Tokens whose keys and values are in the blocks."""
     cached_tokens: int = 0
     started: bool = False
-
-    @property
-    def root(self) -> object:
-        """What the cache's content depends on beside the tokens."""
-        return self.request.adapter
+    branches: Branches | None = None
+    """The search that this text is a beam of."""
 
     @property
     def left(self) -> int:
@@ -99,8 +102,10 @@ class Scheduler:
         budget = min(self._piece, self._largest_piece) if plan else self._largest_piece
         for task in [task for task in self.running if task.left > 1]:
             budget -= self._add_piece(plan, task, budget)
-        while budget > 0 and self.waiting and len(self.running) < self._most_rows:
+        while budget > 0 and self.waiting:
             task = self.waiting[0]
+            if len(self.running) >= self._most_rows and not (task.branches is not None and task.started):
+                break  # a beam of a search that runs is let in: the others wait for it
             if self._waits_for_sibling(task) or not self._admit(task):
                 break
             self.waiting.popleft()
@@ -138,6 +143,27 @@ class Scheduler:
         elif task in self.waiting:
             self.waiting.remove(task)
         self._let_go(task, forget=forget)
+
+    def split(self, task: Task, index: int, copy_block: Callable[[int, int], None]) -> Task:
+        """A task that goes on from the same tokens: full blocks are shared, the last one is copied.
+
+        :param task: with nothing left to compute, or waiting without blocks.
+        :param index: its place among the texts of the request.
+        """
+        twin = replace(task, index=index, token_ids=list(task.token_ids), blocks=[], serials=[], computed=0)
+        full, rest = divmod(task.computed, self.pool.block_size)
+        block = self.pool.allocate() if rest else None
+        if task not in self.running or (rest and block is None):
+            self.waiting.appendleft(twin)  # it computes its tokens again when there is room
+            return twin
+        for shared in task.blocks[:full]:
+            self.pool.hold(shared)
+        twin.blocks, twin.serials, twin.computed = task.blocks[:full], task.serials[:full], task.computed
+        if block is not None:
+            copy_block(task.blocks[full], block)
+            twin.blocks.append(block)
+        self.running.append(twin)
+        return twin
 
     def check(self) -> None:
         """Our own invariants."""

@@ -11,7 +11,8 @@ from owngpt.engine.stop import StopMatcher
 from owngpt.text.tokenizer import Tokenizer
 
 StopReason = Literal["end", "stop", "length", "context"]
-"""The model ended the text; a stop string came; ``max_new_tokens`` were written; the model's context is full."""
+"""The model, or its constraint, ended the text; a stop string or token came; ``max_new_tokens`` were written; the model's
+context is full."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Generation:
     text: str
     """What was written, without the prompt, the stop string, and a character that the end of the text cut in two."""
     token_ids: tuple[int, ...]
-    """The tokens that were written, those of a stop string included, the end token not."""
+    """The tokens that were written, a stop token and those of a stop string included, the end token not."""
     stop_reason: StopReason
 
 
@@ -32,7 +33,7 @@ class TextSequence:
         """:param limit: most tokens that fit the model's context after the prompt."""
         self._decoder = tokenizer.stream()
         self._matcher = StopMatcher(config.stop)
-        self._end_ids = end_ids
+        self._end_ids, self._stop_ids = end_ids, frozenset(config.stop_token_ids)
         self._most = min(config.max_new_tokens, limit)
         self._limit_reason: StopReason = "length" if config.max_new_tokens <= limit else "context"
         self._text: list[str] = []
@@ -47,15 +48,32 @@ class TextSequence:
             self.stop_reason = "end"
         else:
             self.token_ids.append(token_id)
-            piece = self._matcher.push(self._decoder.push(token_id))
-            if not self._matcher.matched and len(self.token_ids) >= self._most:
+            if token_id in self._stop_ids:
+                self.stop_reason = "stop"
+            else:
+                piece = self._matcher.push(self._decoder.push(token_id))
+            if self.stop_reason is None and not self._matcher.matched and len(self.token_ids) >= self._most:
                 self.stop_reason = self._limit_reason
-        if self.stop_reason is not None:  # the text ends here: nothing more can complete a character or a stop string
-            piece += self._matcher.push(self._decoder.finish(whole=True)) + self._matcher.finish()
+        if self.stop_reason is not None:
+            piece += self._last_piece()
         if self._matcher.matched:
             self.stop_reason = "stop"
         self._text.append(piece)
         return piece
+
+    def finish(self) -> str:
+        """The text is complete without a token that ends it. :returns: what was held back."""
+        assert self.stop_reason is None, "the sequence has ended"
+        self.stop_reason = "end"
+        piece = self._last_piece()
+        if self._matcher.matched:
+            self.stop_reason = "stop"
+        self._text.append(piece)
+        return piece
+
+    def _last_piece(self) -> str:
+        """The text ends here: nothing more can complete a character or a stop string."""
+        return self._matcher.push(self._decoder.finish(whole=True)) + self._matcher.finish()
 
     def result(self) -> Generation:
         """What was written; only once the sequence has ended."""

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from owngpt.engine.runner import SPARE_BLOCK, Part
+from owngpt.engine.adapters import plain_bank, spans_of
+from owngpt.engine.layout import SPARE_BLOCK, Part
+from owngpt.formats.peft import Adapter
 from owngpt.kernels.attention import attention_with_sinks
+from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 
 BLOCK = 32
@@ -27,17 +30,33 @@ class TorchRunner:
         shape = (config.layers, blocks * BLOCK, config.key_value_heads, config.head_size)
         self.keys = torch.zeros(shape, dtype=weight.dtype, device=weight.device)
         self.values = torch.zeros_like(self.keys)
+        self.adapters = plain_bank(model)
+
+    @property
+    def config(self) -> GPTConfig:
+        """See :class:`owngpt.engine.runner.Runner`."""
+        return self.model.config
 
     def run(self, parts: Sequence[Part]) -> Tensor:
         """See :class:`owngpt.engine.runner.Runner`."""
         device = self.keys.device
         token_ids = torch.tensor([[token_id for part in parts for token_id in part.token_ids]], device=device)
-        with torch.inference_mode():
+        counts = [len(part.token_ids) for part in parts]
+        ends = torch.tensor(counts).cumsum(0).tolist()
+        wanted = [end - back for part, end in zip(parts, ends, strict=True) for back in range(int(part.wants_logits), 0, -1)]
+        spans = spans_of([part.adapter for part in parts], counts)
+        with torch.inference_mode(), self.adapters.lock, self.adapters.use(spans):
             hidden = self.model(token_ids, _Context(self, parts))[0]
-            ends = torch.tensor([len(part.token_ids) for part in parts]).cumsum(0) - 1
-            wanted = torch.tensor([part.wants_logits for part in parts])
-            logits: Tensor = self.model.head(hidden[ends[wanted].to(device)]).cpu()
+            logits: Tensor = self.model.head(hidden[torch.tensor(wanted, dtype=torch.int64, device=device)]).cpu()
         return logits
+
+    def load_adapter(self, name: str, adapter: Adapter) -> None:
+        """See :class:`owngpt.engine.runner.Runner`."""
+        self.adapters.load(name, adapter)
+
+    def unload_adapter(self, name: str) -> None:
+        """See :class:`owngpt.engine.runner.Runner`."""
+        self.adapters.unload(name)
 
     def copy_block(self, source: int, target: int) -> None:
         """See :class:`owngpt.engine.runner.Runner`."""

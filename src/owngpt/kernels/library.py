@@ -36,6 +36,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
     "run_steps": (_P, _L, _I),
+    "sample": (_P, _P, _P, _L, _L, _I),
 }
 ON_TILES = ("attention", "attention_backward", "product", "orthogonalise", "run_steps")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""

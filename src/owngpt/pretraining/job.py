@@ -200,8 +200,8 @@ class Job:
             display=self.display, on_sample=lambda network: write_samples(network, tokenizer, prompts, plan.seed),
             lock=lock, ranks=self.ranks,
         )  # fmt: skip
-        if self.is_resumed:
-            trainer.restore(self.checkpoint)
+        if self.is_resumed and trainer.restore(self.checkpoint) is None:
+            self.display.warn("there is no whole checkpoint to go on from: the run begins again")
         return trainer
 
     # --- end ---
