@@ -5,13 +5,18 @@ Packed modules take the place of the model's own; the forward pass stays the one
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from owngpt.formats.weights import GroupedTensor
 from owngpt.kernels import activation, packed, tape
 from owngpt.kernels.packed import Kind, PackedWeight
+from owngpt.model.config import GPTConfig
 from owngpt.model.embedding import Embedding
 from owngpt.model.gpt import GPT
 from owngpt.model.linear import Linear
@@ -71,9 +76,9 @@ class PackedGatedMLP(nn.Module):
         return y
 
 
-def recordable(model: GPT) -> str | None:
+def recordable(model: GPT | GPTConfig) -> str | None:
     """Why the packed kernels cannot run this model, or None."""
-    config = model.config
+    config = model if isinstance(model, GPTConfig) else model.config
     if not tape.can_record():
         return "this machine has no compiled kernels with matrix tiles (AMX)"
     if config.experts:
@@ -87,35 +92,98 @@ def recordable(model: GPT) -> str | None:
     return None
 
 
-def pack_model(model: GPT, kind: Kind, *, head_kind: Kind | None = None) -> GPT:
-    """Replace the model's weights by packed ones, in place; each original is let go at once.
+class Packer:
+    """Packs weights as they are read from a file (:data:`owngpt.formats.weights.Take`), so that none is held twice."""
 
-    :param kind: of the blocks' matrices.
-    :param head_kind: of the embedding and the head, which quantize worse: by default int8 where ``kind`` is int4.
-    """
-    head_kind = head_kind or ("int8" if kind == "int4" else kind)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, Linear):
-            is_head = name == "output_head"
-            _swap(
-                model, name, _packed_linear(module, head_kind if is_head else kind, torch.float32 if is_head else torch.bfloat16)
-            )
-        elif isinstance(module, Embedding):
-            table: Kind = head_kind if name == "embedding" else "bf16"
-            _swap(model, name, PackedEmbedding(packed.pack(module.weight.data, table), module.scale))
+    def __init__(self, config: GPTConfig, kind: Kind, *, keep_groups: bool = False) -> None:
+        """
+        :param kind: of the blocks' matrices. Embedding and head quantize worse: they are int8 where this is int4.
+        :param keep_groups: what is stored in groups of 4 bits stays so, exactly, whatever ``kind`` is.
+        """
+        self._kind, self._keep_groups = kind, keep_groups
+        with torch.device("meta"):
+            self._modules = dict(GPT(config).named_modules())
+        self.weights: dict[str, PackedWeight] = {}
+        """By the name of the module."""
+
+    def __call__(self, name: str, tensor: Tensor | GroupedTensor) -> Tensor:
+        """Pack a matrix of the model and leave its shape; hand on any other tensor, in memory of its own."""
+        module, _, leaf = name.rpartition(".")
+        if leaf == "weight" and isinstance(self._modules[module], Linear | Embedding):
+            self.weights[module] = self._packed(module, tensor)
+            return torch.empty(self.weights[module].outputs, self.weights[module].inputs, device="meta")
+        return tensor.floats() if isinstance(tensor, GroupedTensor) else tensor.clone()
+
+    @property
+    def kind(self) -> Kind:
+        """What most of the weights have become."""
+        sizes: Counter[Kind] = Counter()
+        for weight in self.weights.values():
+            sizes[weight.kind] += weight.outputs * weight.inputs
+        return sizes.most_common(1)[0][0]
+
+    def _packed(self, module: str, tensor: Tensor | GroupedTensor) -> PackedWeight:
+        kind = self._kind
+        if module == "position_embedding":
+            kind = "bf16"
+        elif module in ("embedding", "output_head") and kind == "int4":
+            kind = "int8"
+        if not isinstance(tensor, GroupedTensor):
+            return packed.pack(tensor, kind)
+        if kind == "int4" or self._keep_groups:
+            return packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets)
+        return packed.pack(tensor.floats(), kind)
+
+    def install(self, model: GPT) -> GPT:
+        """Replace the model's modules by packed ones, in place."""
+        for name, weight in self.weights.items():
+            module = model.get_submodule(name)
+            if isinstance(module, Embedding):
+                _swap(model, name, PackedEmbedding(weight, module.scale))
+            else:
+                assert isinstance(module, Linear)
+                bias = None if module.bias is None else module.bias.data.float()
+                _swap(model, name, PackedLinear(weight, bias, torch.float32 if name == "output_head" else torch.bfloat16))
+        for name, module in list(model.named_modules()):
+            if isinstance(module, RMSNorm | LayerNorm | HeadNorm):
+                _widen(module)
+            elif isinstance(module, MLP) and module.gated:
+                _swap(model, name, PackedGatedMLP(module))
+        return model.eval()
+
+
+def pack_model(model: GPT, kind: Kind) -> GPT:
+    """Replace the model's weights by packed ones (see :class:`Packer`), in place; each original is let go at once."""
+    packer = Packer(model.config, kind)
+    for name, module in model.named_modules():
+        if isinstance(module, Linear | Embedding):
+            packer(f"{name}.weight", module.weight.data)
             module.weight.data = torch.empty(0)
-        elif isinstance(module, RMSNorm | LayerNorm | HeadNorm):
-            _widen(module)
-    for name, module in list(model.named_modules()):
-        if isinstance(module, MLP) and module.gated:
-            _swap(model, name, PackedGatedMLP(module))
-    return model
+    return packer.install(model)
 
 
-def _packed_linear(module: Linear, kind: Kind, dtype: torch.dtype) -> PackedLinear:
-    weight = packed.pack(module.weight.data, kind)
-    module.weight.data = torch.empty(0)
-    return PackedLinear(weight, None if module.bias is None else module.bias.data.float(), dtype)
+def requantized(model: GPT, kind: Kind) -> GPT:
+    """A packed model once more with weights of another kind, made from those that it has; it shares all else."""
+    config, packer = model.config, Packer(model.config, kind)
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | PackedEmbedding):
+            packer(f"{name}.weight", module.packed.unpacked())
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    shared |= {id(each): each for each in (config, model.rotary, model.local_rotary)}
+    each_packed(model, lambda weight: shared.update({id(weight): weight}))
+    twin = copy.deepcopy(model, shared)
+    for name, weight in packer.weights.items():
+        module = twin.get_submodule(name)
+        assert isinstance(module, PackedLinear | PackedEmbedding)
+        module.packed = weight
+    return twin
+
+
+def packed_bytes(model: GPT) -> int:
+    """Memory of all packed weights."""
+    sizes: list[int] = []
+    each_packed(model, lambda weight: sizes.append(weight.bytes))
+    return sum(sizes)
 
 
 def _widen(norm: RMSNorm | LayerNorm | HeadNorm) -> None:

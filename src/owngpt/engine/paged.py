@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import tape
+from owngpt.kernels.memory import untouched_zeros
 from owngpt.model.config import GPTConfig
 
 BLOCK = 32
@@ -31,8 +32,8 @@ class PagedMemory:
 
     def __init__(self, config: GPTConfig, blocks: int) -> None:
         shape = (config.layers, blocks, config.key_value_heads, BLOCK * config.head_size)
-        self.keys = torch.zeros(shape, dtype=torch.bfloat16)
-        self.values = torch.zeros(shape, dtype=torch.bfloat16)
+        self.keys = untouched_zeros(shape, torch.bfloat16)
+        self.values = untouched_zeros(shape, torch.bfloat16)
         self.blocks = blocks
 
     def forget(self, block: int) -> None:
@@ -96,7 +97,7 @@ class PagedContext:
         out = active.empty(1, tokens, heads * size)
         single = tokens == self._segments.shape[0]
         scratch = (4 if single else QUERIES) * self._table * BLOCK * 6
-        workspace = active.empty(torch.get_num_threads() * scratch, dtype=torch.uint8)
+        workspace = active.empty(active.threads * scratch, dtype=torch.uint8)
         active.step(
             "attend", *common, query, query.stride(1), out, heads, window, float(scale), sinks, scratch, workspace,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, s
 from owngpt.errors import ModelFolderError, UsageError
 from owngpt.families import Family, family_for, family_named
 from owngpt.formats.tensor_files import INDEX_FILE, WEIGHTS_FILE, TensorFiles
-from owngpt.formats.weights import export_state, load_state, stored_dtype
+from owngpt.formats.weights import Prepare, export_state, load_state, stored_dtype
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.templates import TEMPLATE_FILE, TEMPLATE_FOLDER
@@ -125,13 +125,18 @@ def _garbage_left_alone() -> Iterator[None]:
 
 
 @_garbage_left_alone()
-def open_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer, dict[str, Any]]:
-    """What :func:`load_model` gives, and the content of generation_config.json, {} where there is none."""
+def open_model(
+    path: str | Path, *, dtype: torch.dtype | None = torch.float32, prepare: Prepare | None = None
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """What :func:`load_model` gives, and the content of generation_config.json, {} where there is none.
+
+    :param prepare: says what becomes of each tensor, see :data:`owngpt.formats.weights.Prepare`.
+    """
     path = Path(path)
     if (file := gguf_file(path)) is not None:
         from owngpt.formats.gguf import load_gguf  # not at the top: it is built on this file, and folders do not need it
 
-        return load_gguf(file, dtype=dtype)
+        return load_gguf(file, dtype=dtype, prepare=prepare)
     config = load_config(path)
     tokenizer = Tokenizer.load(path)
     if tokenizer.vocab_size > config.vocab_size:
@@ -139,7 +144,7 @@ def open_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "
             "they do not belong together"
         )
-    return load_weights(path, config, dtype=dtype), tokenizer, load_generation_settings(path)
+    return load_weights(path, config, dtype=dtype, prepare=prepare), tokenizer, load_generation_settings(path)
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -175,10 +180,14 @@ def load_generation_settings(folder: Path) -> dict[str, Any]:
     return settings
 
 
-def load_weights(folder: Path, config: GPTConfig, *, dtype: torch.dtype | None = torch.float32) -> GPT:
+def load_weights(
+    folder: Path, config: GPTConfig, *, dtype: torch.dtype | None = torch.float32, prepare: Prepare | None = None
+) -> GPT:
     """The model of a folder whose config has been read; without its tokenizer."""
     files = TensorFiles(folder)
-    return assembled(config, load_state(files, load_family(folder), config, dtype or stored_dtype(files)))
+    return assembled(
+        config, load_state(files, load_family(folder), config, dtype or stored_dtype(files), prepare and prepare(config))
+    )
 
 
 def assembled(config: GPTConfig, state: Mapping[str, Tensor]) -> GPT:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,32 @@ TIED_HEADS = ("lm_head.weight", "embed_out.weight")
 """Older files repeat a tied head under this name."""
 FLOATING = ("F64", "F32", "F16", "BF16")
 NAMED_IN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class GroupedTensor:
+    """A matrix (rows, columns) in 4 bits as a file stores it: value = factor * quant + offset, by groups of 32 columns."""
+
+    quants: Tensor
+    """(rows, columns) uint8, 0 to 15."""
+    factors: Tensor
+    """(rows, columns / 32) float16."""
+    offsets: Tensor
+    """(rows, columns / 32) float16."""
+
+    def floats(self) -> Tensor:
+        """(rows, columns) float32."""
+        groups = self.quants.unflatten(1, (-1, 32)).float()
+        return (groups * self.factors.float()[..., None] + self.offsets.float()[..., None]).flatten(1)
+
+
+Take = Callable[[str, "Tensor | GroupedTensor"], Tensor]
+"""Called with each of our tensors as soon as it is read, by its name; gives what the model is to hold in its place. So that
+weights can be turned into another form one by one, without a second copy of the model."""
+
+
+Prepare = Callable[[GPTConfig], "Take | None"]
+"""Makes a :data:`Take` for a model whose configuration has been read, or None to have the tensors themselves."""
 
 
 class TensorSource(Protocol):
@@ -50,16 +77,37 @@ class TensorSource(Protocol):
 # In
 
 
-def load_state(source: TensorSource, family: Family, config: GPTConfig, dtype: torch.dtype) -> dict[str, Tensor]:
+def load_state(
+    source: TensorSource, family: Family, config: GPTConfig, dtype: torch.dtype, take: Take | None = None
+) -> dict[str, Tensor]:
     """Every tensor of ours, from theirs. What needs no change stays where it lies, in the mapped file.
 
     :param dtype: what the tensors are turned into.
+    :param take: see :data:`Take`; it must not keep the tensor that it is given, whose memory may go.
     :raises ModelFolderError: tensors are missing, left over or of another shape; they are named.
     """
     source = unpacked(source)
     names = _spelled_as_stored(source, family)
     maps = _checked_maps(source, family, config, names)
-    return {entry.ours: _loaded(source, entry, names, dtype) for entry in maps}
+    if take is None:
+        return {entry.ours: _loaded(source, entry, names, dtype) for entry in maps}
+    state = {}
+    for entry in maps:
+        state[entry.ours] = take(entry.ours, _grouped(source, entry, names) or _loaded(source, entry, names, dtype))
+        for part in entry.parts:
+            source.release(names[part.name])
+    return state
+
+
+def _grouped(source: TensorSource, entry: TensorMap, names: Mapping[str, str]) -> GroupedTensor | None:
+    """The tensor as the file groups it, where all of its parts are stored so and are only put one under another."""
+    read = getattr(source, "read_grouped", None)
+    if read is None or any(part.transposed or part.scale != 1.0 or part.order is not None for part in entry.parts):
+        return None
+    parts = [read(names[part.name]) for part in entry.parts]
+    if any(part is None for part in parts):
+        return None
+    return GroupedTensor(*(torch.cat([getattr(part, name) for part in parts]) for name in ("quants", "factors", "offsets")))
 
 
 def stored_dtype(source: TensorSource) -> torch.dtype:

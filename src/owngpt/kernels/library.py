@@ -35,17 +35,16 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "adamw": (_P, _P, _P, _P, _P, _P, _L, _F, _F, _F, _F, _F, _F, _F, _F, _I),
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
-    "run_steps": (_P, _L, _I),
     "sample": (_P, _P, _P, _L, _L, _I),
 }
-ON_TILES = ("attention", "attention_backward", "product", "orthogonalise", "run_steps")
+ON_TILES = ("attention", "attention_backward", "product", "orthogonalise")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 
 @cache
 def functions() -> dict[str, Any] | None:
-    """Name → callable with declared argument types, or None where no library could be built."""
-    library, _ = build.load()
+    """Training's kernels: name → callable with declared argument types, or None where no library could be built."""
+    library, _ = build.load("training")
     if library is None:
         return None
     found = {}
@@ -63,7 +62,7 @@ def functions() -> dict[str, Any] | None:
 @cache
 def has_tiles() -> bool:
     """Whether AMX tiles are compiled in and granted by the operating system (attention needs them)."""
-    library, _ = build.load()
+    library, _ = build.load("training")
     return library is not None and library.owngpt_has_tiles() == 1
 
 
@@ -87,13 +86,27 @@ def call(name: str, *arguments: Any) -> None:
 
 def status() -> dict[str, Any]:
     """For ``owngpt doctor``: what runs, and why."""
-    library, reason = build.load()
-    return {"compiled": library is not None, "attention": has_tiles(), "reason": reason}
+    library, reason = build.load("training")
+    return {"compiled": library is not None, "attention": has_tiles(), "inference": has_steps(), "reason": reason}
 
 
-def run_steps(steps: bytes, count: int) -> None:
-    """Run a tape: ``count`` steps of 24 words each, see source/steps.h. Raises MemoryError like :func:`call`."""
-    table = functions()
-    assert table is not None
-    status = table["run_steps"](steps, count, torch.get_num_threads())
+@cache
+def _runner_of_steps() -> Any:
+    """The function that runs a tape, or None: it needs AMX tiles."""
+    library, _ = build.load("inference")
+    if library is None or library.owngpt_has_tiles() != 1:
+        return None
+    function = library.owngpt_run_steps
+    function.argtypes, function.restype = (_P, _L, _I), ctypes.c_int
+    return function
+
+
+def has_steps() -> bool:
+    """Whether tapes can run here."""
+    return _runner_of_steps() is not None
+
+
+def run_steps(steps: bytes, count: int, threads: int) -> None:
+    """Run a tape: ``count`` steps of 24 words each, see source/steps.h."""
+    status = _runner_of_steps()(steps, count, threads)
     assert status == 0, "a tape names a step that the library does not have"

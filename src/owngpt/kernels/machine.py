@@ -87,6 +87,11 @@ def _processor() -> tuple[str, tuple[str, ...]]:
     return name, tuple(feature for feature in FEATURES if feature in flags)
 
 
+def available_memory() -> int:
+    """Bytes that this process may still take."""
+    return _memory()[1]
+
+
 def _memory() -> tuple[int, int]:
     """(total, available) bytes; a control group's limit counts when it is lower than the machine's memory."""
     values: dict[str, int] = {}

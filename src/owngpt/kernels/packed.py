@@ -81,6 +81,20 @@ def pack(weight: Tensor, kind: Kind) -> PackedWeight:
     return PackedWeight(kind, outputs, inputs, tiles, scales)
 
 
+def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor) -> PackedWeight:
+    """A weight that is stored in 4 bits already, exactly: quants (outputs, inputs) uint8 in 0…15, factors and offsets
+    (outputs, inputs / 32) float16.
+    """
+    outputs, inputs = quants.shape
+    missing = -outputs % ROWS
+    if missing:
+        quants, factors, offsets = (
+            torch.cat((each, each.new_zeros(missing, each.shape[1]))) for each in (quants, factors, offsets)
+        )
+    tiles = join_int4(quants.contiguous().view(-1, inputs // GROUP, GROUP), factors.contiguous(), offsets.contiguous())
+    return PackedWeight("int4", outputs, inputs, tiles, None)
+
+
 def _padded(matrix: Tensor) -> Tensor:
     outputs, inputs = matrix.shape
     rows, columns = -(-outputs // ROWS) * ROWS, -(-inputs // COLUMNS) * COLUMNS
@@ -183,7 +197,8 @@ def _product(
 
 def _scratch(rows: int, weight: PackedWeight) -> Tensor:
     """For each thread: two blocks of outputs unpacked, and float sums of all rows."""
-    return _active().empty(torch.get_num_threads() * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
+    active = _active()
+    return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
 
 
 def _active() -> tape.Tape:

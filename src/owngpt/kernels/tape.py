@@ -15,14 +15,15 @@ import math
 import struct
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.nn import Parameter
+from torch.overrides import TorchFunctionMode
 
 from owngpt.kernels import library
 
@@ -44,6 +45,8 @@ STEPS = (
 KINDS = {name: kind for kind, name in enumerate(STEPS)}
 SLOTS = 23
 ALIGNMENT = 64
+_WORDS, _WORD, _NUMBER = struct.Struct(f"{SLOTS + 1}q"), struct.Struct("q"), struct.Struct("d")
+_ZEROS = (0,) * SLOTS
 UNUSED = 2
 """References to a buffer that only the pool has: its list and the count itself."""
 
@@ -60,42 +63,45 @@ class BufferPool:
     Tapes that share a pool must not run at the same time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        """:param threads: that run the tapes; by default as many as torch uses."""
+        self.threads = threads or torch.get_num_threads()
         self._buffers: list[np.ndarray[Any, Any]] = []
+        self._sizes: list[int] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         """A tensor of undefined content, in memory that stays the pool's."""
         used = max(math.prod(shape) * dtype.itemsize, 1)
         index = self._free(used)
         if index is None:
-            room = np.empty(-(-used // ALIGNMENT) * ALIGNMENT + ALIGNMENT, dtype=np.uint8)
+            size = -(-used // ALIGNMENT) * ALIGNMENT
+            room = np.empty(size + ALIGNMENT, dtype=np.uint8)
             start = -room.ctypes.data % ALIGNMENT
-            self._buffers.append(room[start : start + -(-used // ALIGNMENT) * ALIGNMENT])
+            self._buffers.append(room[start : start + size])
+            self._sizes.append(size)
             index = len(self._buffers) - 1
         # Each tensor holds a reference to the array for as long as it, or a view of it, lives.
         return torch.from_numpy(self._buffers[index])[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
 
     def _free(self, needed: int) -> int | None:
         """The smallest buffer that fits, is not far too large, and that nobody but the pool refers to."""
-        best = None
-        for index in range(len(self._buffers)):
-            size = self._buffers[index].nbytes
-            fits = needed <= size <= 4 * needed + 4096
-            if fits and (best is None or size < self._buffers[best].nbytes) and sys.getrefcount(self._buffers[index]) == UNUSED:
-                best = index
+        best, best_size = None, 4 * needed + 4096 + 1
+        for index, size in enumerate(self._sizes):
+            if needed <= size < best_size and sys.getrefcount(self._buffers[index]) == UNUSED:
+                best, best_size = index, size
         return best
 
     @property
     def bytes(self) -> int:
         """Memory held."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return sum(self._sizes)
 
 
 class Tape:
     """A list of steps."""
 
     def __init__(self, pool: BufferPool) -> None:
-        self.pool = pool
+        self.pool, self.threads = pool, pool.threads
         self._words: list[bytes] = []
         self._kept: list[Any] = []
         self._steps: Any = None
@@ -106,9 +112,9 @@ class Tape:
 
     def step(self, name: str, *arguments: Tensor | int | float | None) -> None:
         """Write down one step; arguments as source/*.c lists them: tensors as addresses, None as a null pointer."""
-        slots = [KINDS[name], *(_slot(argument) for argument in arguments)]
-        self._kept += [argument for argument in arguments if isinstance(argument, torch.nn.Parameter)]
-        self._words.append(struct.pack(f"{SLOTS + 1}q", *slots, *([0] * (SLOTS + 1 - len(slots)))))
+        slots = [_slot(argument) for argument in arguments]
+        self._kept += [argument for argument in arguments if type(argument) is Parameter]
+        self._words.append(_WORDS.pack(KINDS[name], *slots, *_ZEROS[len(slots) :]))
 
     def __len__(self) -> int:
         return len(self._words)
@@ -117,7 +123,7 @@ class Tape:
     def record(self, *, guarded: bool = True) -> Iterator[Tape]:
         """Kernels called inside write to this tape.
 
-        :param guarded: watch every operation; without, recording is several times faster, for a model that was recorded before.
+        :param guarded: watch every operation; without, recording is faster, for a model that was recorded before.
         :raises NotRecordableError: something inside computes by itself.
         """
         assert recording() is None, "a tape is active already"
@@ -131,7 +137,7 @@ class Tape:
 
     def run(self) -> None:
         """Do all steps with the present contents of the input buffers."""
-        library.run_steps(self._steps, len(self._words))
+        library.run_steps(self._steps, len(self._words), self.threads)
 
 
 def recording() -> Tape | None:
@@ -141,28 +147,51 @@ def recording() -> Tape | None:
 
 def can_record() -> bool:
     """Whether this machine has the kernels of the steps."""
-    return library.has_tiles()
+    return library.has_steps()
 
 
 def _slot(argument: Tensor | int | float | None) -> int:
-    if isinstance(argument, Tensor):
-        return argument.data_ptr()
+    if argument is None:
+        return 0
+    if isinstance(argument, int):
+        return argument
     if isinstance(argument, float):
-        return int(struct.unpack("q", struct.pack("d", argument))[0])
-    return 0 if argument is None else int(argument)
+        return int(_WORD.unpack(_NUMBER.pack(argument))[0])
+    return argument.data_ptr()
 
 
-class _NoArithmetic(TorchDispatchMode):
-    """Lets views and empty tensors pass, and nothing that reads or writes elements."""
+class _NoArithmetic(TorchFunctionMode):
+    """Lets pass what looks at a tensor's shape or address or makes a view, and nothing that reads or writes elements.
 
-    HARMLESS = frozenset((
-        "aten::empty", "aten::view", "aten::_unsafe_view", "aten::slice", "aten::select", "aten::as_strided", "aten::expand",
-        "aten::unsqueeze", "aten::squeeze", "aten::split", "aten::split_with_sizes", "aten::transpose", "aten::t", "aten::alias",
-        "aten::detach", "aten::unflatten", "aten::permute", "aten::_reshape_alias", "aten::view_as", "aten::view.dtype",
+    What was computed is known by its storage: it is nobody's yet. (A dispatch mode sees more, and imports torch's compiler: 2 s.)
+    """
+
+    MAKERS = frozenset(("empty", "from_numpy", "frombuffer"))
+    READERS = frozenset((
+        "item", "tolist", "numpy", "equal", "allclose", "__bool__", "__int__", "__float__", "__index__", "__contains__",
+        "__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "copy_", "add_", "sub_", "mul_", "div_", "fill_",
     ))  # fmt: skip
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        name = func._schema.name
-        if name not in self.HARMLESS and not func.is_view:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        if name in self.READERS:
             raise NotRecordableError(f"{name} is not a step that a tape can hold")
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        made = [each for each in (result if isinstance(result, tuple | list) else (result,)) if isinstance(each, Tensor)]
+        if made and name not in self.MAKERS:
+            known = {_storage(each) for each in _tensors((*args, *(kwargs or {}).values()))}
+            if any(_storage(each) not in known for each in made if each.numel()):
+                raise NotRecordableError(f"{name} is not a step that a tape can hold")
+        return result
+
+
+def _tensors(arguments: Iterable[Any]) -> Iterator[Tensor]:
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            yield argument
+        elif isinstance(argument, tuple | list):
+            yield from _tensors(argument)
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

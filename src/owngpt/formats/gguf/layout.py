@@ -34,6 +34,13 @@ class Pairing:
     """From the stored tensors to theirs; also runs on tensors without values, to know the shape."""
     write: Callable[[Tensor], list[Tensor]] = _alone
     """The inverse."""
+    moves_rows: bool = False
+    """Whether ``read`` only moves the rows of a single tensor."""
+
+    @property
+    def by_rows(self) -> bool:
+        """Whether ``read`` may be given anything that has the rows of its tensor."""
+        return self.read is _first or self.moves_rows
 
 
 class Architecture(Protocol):
@@ -93,7 +100,11 @@ def regrouped(theirs: str, stored: str, groups: int, first: int, second: int) ->
         return tensor.reshape(groups, one, other, -1, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
 
     return Pairing(
-        theirs, (stored,), lambda tensors: swapped(tensors[0], second, first), lambda tensor: [swapped(tensor, first, second)]
+        theirs,
+        (stored,),
+        lambda tensors: swapped(tensors[0], second, first),
+        lambda tensor: [swapped(tensor, first, second)],
+        True,
     )
 
 

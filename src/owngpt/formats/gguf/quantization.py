@@ -58,6 +58,22 @@ def dequantize(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...], 
     return result.view(shape)
 
 
+def in_groups(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
+    """A stored matrix as quants (rows, columns) uint8 in 0 to 15, factors and offsets (rows, columns / 32) float16, with
+    value = factor * quant + offset; None where it is not stored in 4 bits, or not exactly so.
+    """
+    if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1) or len(shape) != 2:
+        return None
+    block, width = GGML_QUANT_SIZES[kind]
+    blocks = torch.from_numpy(data.reshape(shape[0], shape[1] // block, width))
+    numbers = blocks[..., : width - block // 2].contiguous().view(torch.float16)
+    packed = blocks[..., width - block // 2 :]
+    quants = torch.cat((packed & 15, packed >> 4), dim=-1).view(shape)
+    factors = numbers[..., 0].contiguous()
+    offsets = numbers[..., 1].contiguous() if kind == GGMLQuantizationType.Q4_1 else -8 * factors
+    return (quants, factors, offsets) if bool(offsets.isfinite().all()) else None
+
+
 def quantize(values: Tensor, kind: GGMLQuantizationType) -> NDArray[np.generic]:
     """The bytes of a tensor as this kind, ggml's reference rounding; rows must be whole blocks."""
     array = values.detach().to(device="cpu", dtype=torch.float32).contiguous().numpy()

@@ -16,7 +16,7 @@ from owngpt.formats.gguf.header import Header, read_header
 from owngpt.formats.gguf.metadata import Metadata
 from owngpt.formats.gguf.tensors import GGUFTensors
 from owngpt.formats.gguf.vocabulary import read_tokenizer, stop_ids
-from owngpt.formats.weights import load_state, stored_dtype
+from owngpt.formats.weights import Prepare, load_state, stored_dtype
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
@@ -25,11 +25,14 @@ SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": 
 """Keys under ``general.sampling`` and fields of generation_config.json."""
 
 
-def load_gguf(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+def load_gguf(
+    path: str | Path, *, dtype: torch.dtype | None = torch.float32, prepare: Prepare | None = None
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Open a GGUF file.
 
     :param dtype: of the parameters in memory, into which quantized tensors are unpacked; None leaves them as most are stored,
         and float32 where they are quantized.
+    :param prepare: says what becomes of each tensor, see :data:`owngpt.formats.weights.Prepare`.
     :returns: the model, on the CPU and in evaluation mode, its tokenizer, and what a generation_config.json would say.
     :raises ModelFolderError: the file is damaged, or of a kind that is not implemented; one sentence says what.
     """
@@ -37,7 +40,8 @@ def load_gguf(path: str | Path, *, dtype: torch.dtype | None = torch.float32) ->
     values, config, tensors = _described(header)
     with ThreadPoolExecutor(1) as pool:  # most of both happens without the interpreter's lock
         reading = pool.submit(read_tokenizer, header)
-        state = load_state(tensors, family_named(values["model_type"]), config, dtype or stored_dtype(tensors))
+        family, take = family_named(values["model_type"]), prepare and prepare(config)
+        state = load_state(tensors, family, config, dtype or stored_dtype(tensors), take)
         tokenizer = reading.result()
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,9 @@ from owngpt.errors import ModelFolderError
 from owngpt.formats.gguf.header import StoredTensor
 from owngpt.formats.gguf.layout import Config, Pairing
 from owngpt.formats.gguf.metadata import Metadata
-from owngpt.formats.gguf.quantization import PLAIN, QUANTIZED, dequantize
+from owngpt.formats.gguf.quantization import PLAIN, QUANTIZED, dequantize, in_groups
 from owngpt.formats.gguf.rotary import DIVISORS
+from owngpt.formats.weights import GroupedTensor
 
 HEAD = "output.weight"
 
@@ -66,8 +68,24 @@ class GGUFTensors:
         pair = self._pairings[name]
         return pair.read([self._unpacked(self._stored[stored]) for stored in pair.stored])
 
+    def read_grouped(self, name: str) -> GroupedTensor | None:
+        """A tensor in the groups of 4 bits that it is stored in, or None."""
+        pair = self._pairings[name]
+        if not pair.by_rows or len(pair.stored) != 1:
+            return None
+        tensor = self._stored[pair.stored[0]]
+        found = in_groups(self._bytes[tensor.start : tensor.start + tensor.size], tensor.kind, tensor.shape)
+        return None if found is None else GroupedTensor(*(pair.read([each]) for each in found))
+
     def release(self, name: str) -> None:
-        """See :class:`owngpt.formats.weights.TensorSource`; what is unpacked goes by itself, what is mapped is in the file."""
+        """See :class:`owngpt.formats.weights.TensorSource`: the pages of the mapped file go, and are read again when touched."""
+        mapped = getattr(self._bytes, "_mmap", None)
+        for stored in self._pairings[name].stored:
+            tensor = self._stored[stored]
+            first = -(-tensor.start // mmap.PAGESIZE) * mmap.PAGESIZE
+            size = (tensor.start + tensor.size) // mmap.PAGESIZE * mmap.PAGESIZE - first
+            if size > 0 and mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+                mapped.madvise(mmap.MADV_DONTNEED, first, size)
 
     def _unpacked(self, tensor: StoredTensor) -> Tensor:
         return dequantize(self._bytes[tensor.start : tensor.start + tensor.size], tensor.kind, tensor.shape, self._pool)

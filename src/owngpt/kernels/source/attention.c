@@ -371,9 +371,4 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
     }
     return failed;
 }
-
-/* Ask the kernel for the tile registers, once a process. 1 if they are ours to use. */
-int owngpt_has_tiles(void) { return syscall(SYS_arch_prctl, TILE_PERMISSION, TILE_DATA) == 0; }
-#else
-int owngpt_has_tiles(void) { return 0; }
 #endif
