@@ -30,6 +30,7 @@ def options_of(record: type, *, leave_out: Collection[str] = ()) -> Any:
     """
     helps = {parameter.arg_name: parameter.description for parameter in parse_from_object(record).params}
     hints = get_type_hints(record)
+    hints = {name: dict[str, float] if hint == dict[int, float] else hint for name, hint in hints.items()}  # keys are typed text
     annotations = {
         field.name: Annotated[hints[field.name], Parameter(name=_option(field), help=_help(helps.get(field.name), field))]
         for field in dataclasses.fields(record)
