@@ -12,6 +12,7 @@ from owngpt.config.generation import GenerationConfig
 from owngpt.engine.request import TokenScore
 from owngpt.engine.sampling import Sampler, nothing_to_choose, process
 from owngpt.engine.sequence import Generation, TextSequence, replay
+
 Score = tuple[TokenScore | None, tuple[TokenScore, ...]]
 
 

@@ -35,7 +35,6 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "adamw": (_P, _P, _P, _P, _P, _P, _L, _F, _F, _F, _F, _F, _F, _F, _F, _I),
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
-    "sample": (_P, _P, _P, _L, _L, _I),
 }
 ON_TILES = ("attention", "attention_backward", "product", "orthogonalise")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
@@ -99,6 +98,27 @@ def _runner_of_steps() -> Any:
     function = library.owngpt_run_steps
     function.argtypes, function.restype = (_P, _L, _I), ctypes.c_int
     return function
+
+
+@cache
+def _sampler() -> Any:
+    """The function that chooses tokens, or None where no library could be built."""
+    library, _ = build.load("inference")
+    if library is None:
+        return None
+    function = library.owngpt_sample
+    function.argtypes, function.restype = (_P, _P, _P, _L, _L, _I), None
+    return function
+
+
+def has_sampler() -> bool:
+    """Whether tokens can be chosen by the compiled kernel."""
+    return _sampler() is not None
+
+
+def sample(rows: int, settings: int, chosen: int, width: int, count: int) -> None:
+    """Choose tokens; addresses of arrays and their sizes as in source/sample.c."""
+    _sampler()(rows, settings, chosen, width, count, torch.get_num_threads())
 
 
 def has_steps() -> bool:
