@@ -62,8 +62,8 @@ def numbers(points: np.ndarray, **settings: float) -> np.ndarray:
 def choose(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Both ways to choose."""
     if request.param == "torch":
-        monkeypatch.setattr(library, "has_sampler", lambda: False)
-    elif not library.has_sampler():
+        monkeypatch.setattr(library, "functions", lambda name="training": None)
+    elif library.functions("inference") is None:
         pytest.skip(f"no kernels: {library.status()['reason']}")
     return sampling.choose
 

@@ -36,25 +36,27 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
 }
+INFERENCE: dict[str, tuple[Any, ...]] = {"sample": (_P, _P, _P, _L, _L, _I)}
+"""Of the library for inference; its steps are reached through :func:`run_steps`."""
 ON_TILES = ("attention", "attention_backward", "product", "orthogonalise")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 
 @cache
-def functions() -> dict[str, Any] | None:
-    """Training's kernels: name → callable with declared argument types, or None where no library could be built."""
-    library, _ = build.load("training")
+def functions(name: str = "training") -> dict[str, Any] | None:
+    """A library's kernels: name → callable with declared argument types, or None where it could not be built."""
+    library, _ = build.load(name)
     if library is None:
         return None
     found = {}
-    for name, arguments in SIGNATURES.items():
-        function = getattr(library, f"owngpt_{name}", None)
+    for entry, arguments in (INFERENCE if name == "inference" else SIGNATURES).items():
+        function = getattr(library, f"owngpt_{entry}", None)
         if function is None:
-            assert name in ON_TILES, name
+            assert entry in ON_TILES, entry
             continue
         function.argtypes = arguments
-        function.restype = ctypes.c_int if name in ON_TILES else None
-        found[name] = function
+        function.restype = ctypes.c_int if entry in ON_TILES else None
+        found[entry] = function
     return found
 
 
@@ -75,7 +77,7 @@ def call(name: str, *arguments: Any) -> None:
 
     Raises MemoryError when a kernel could not get its workspace.
     """
-    table = functions()
+    table = functions("inference" if name in INFERENCE else "training")
     assert table is not None
     values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
     status = table[name](*values, torch.get_num_threads())
@@ -98,27 +100,6 @@ def _runner_of_steps() -> Any:
     function = library.owngpt_run_steps
     function.argtypes, function.restype = (_P, _L, _I), ctypes.c_int
     return function
-
-
-@cache
-def _sampler() -> Any:
-    """The function that chooses tokens, or None where no library could be built."""
-    library, _ = build.load("inference")
-    if library is None:
-        return None
-    function = library.owngpt_sample
-    function.argtypes, function.restype = (_P, _P, _P, _L, _L, _I), None
-    return function
-
-
-def has_sampler() -> bool:
-    """Whether tokens can be chosen by the compiled kernel."""
-    return _sampler() is not None
-
-
-def sample(rows: int, settings: int, chosen: int, width: int, count: int) -> None:
-    """Choose tokens; addresses of arrays and their sizes as in source/sample.c."""
-    _sampler()(rows, settings, chosen, width, count, torch.get_num_threads())
 
 
 def has_steps() -> bool:

@@ -33,12 +33,12 @@ def choose(rows: Sequence[Tensor], settings: NDArray[np.float64]) -> list[int]:
     """
     assert all(row.dtype == torch.float32 and row.is_contiguous() for row in rows)
     assert settings.shape == (len(rows), len(SETTINGS))
-    if not library.has_sampler():
+    if library.functions("inference") is None:
         return [_choose(row, *numbers) for row, numbers in zip(rows, settings.tolist(), strict=True)]
     addresses = np.array([row.data_ptr() for row in rows], dtype=np.int64)
     settings = np.ascontiguousarray(settings, dtype=np.float64)
     chosen = np.empty(len(rows), dtype=np.int32)
-    library.sample(addresses.ctypes.data, settings.ctypes.data, chosen.ctypes.data, len(rows[0]), len(rows))
+    library.call("sample", addresses.ctypes.data, settings.ctypes.data, chosen.ctypes.data, len(rows[0]), len(rows))
     found: list[int] = chosen.tolist()
     if NO_MEMORY in found:
         raise MemoryError("there is no memory to choose tokens in")

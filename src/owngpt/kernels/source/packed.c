@@ -95,7 +95,7 @@ static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
     return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
 }
 
-enum { FEW = 4 };
+enum { FEW_ROWS = 4 };
 
 /* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
 static inline void ask_ahead(const uint8_t *tile, int64_t block_bytes, int64_t bytes) {
@@ -170,7 +170,7 @@ static void few_rows(const Linear *l, int64_t first, int64_t last, float *group_
                 group_sums[m * l->depth + k] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), row_of(l, m, k), ones));
     for (int64_t block = first; block < last; block++) {
         const uint8_t *tile = l->weight + block * ahead;
-        float out[FEW * 16] __attribute__((aligned(64)));
+        float out[FEW_ROWS * 16] __attribute__((aligned(64)));
         switch (l->rows) {
             FEW_CASE(1, 16);
             FEW_CASE(2, 8);

@@ -8,7 +8,7 @@
 
 #ifdef __AMX_BF16__
 
-enum { BLOCK = 32, QUERIES = 32 };
+enum { PAGE = 32, QUERIES = 32 };
 #define LOG2E 1.44269504f
 
 typedef struct {
@@ -28,7 +28,7 @@ typedef struct {
 } Paged;
 
 static inline int64_t block_at(const Paged *p, const Segment *s, int64_t token, int64_t group) {
-    return ((int64_t)p->tables[s->table + token / BLOCK] * p->groups + group) * BLOCK * p->size;
+    return ((int64_t)p->tables[s->table + token / PAGE] * p->groups + group) * PAGE * p->size;
 }
 
 /* slots: segments, their number, tables, keys, values, groups, size, key (rows of stride), stride, value, stride. */
@@ -41,7 +41,7 @@ void owngpt_step_append(const int64_t *slots, int me, int threads) {
         row_share(p.groups, me, threads, &first, &last);
         for (int64_t g = first; g < last; g++)
             for (int64_t i = 0; i < s->count; i++) {
-                int64_t token = s->before + i, at = token % BLOCK, block = block_at(&p, s, token, g);
+                int64_t token = s->before + i, at = token % PAGE, block = block_at(&p, s, token, g);
                 const uint32_t *key = (const uint32_t *)(POINTER(const bf16, 7) + (s->first + i) * slots[8] + g * p.size);
                 const bf16 *value = POINTER(const bf16, 9) + (s->first + i) * slots[10] + g * p.size;
                 uint32_t *pairs = (uint32_t *)(p.keys + block);
@@ -54,13 +54,13 @@ void owngpt_step_append(const int64_t *slots, int me, int threads) {
 
 /* One new token, the `many` query heads of one group from `head` on. scores: many x padded context floats; weights: as many bf16. */
 static inline __attribute__((always_inline)) void attend_one(const Paged *p, const Segment *s, int64_t head, const int many, float *scores, bf16 *weights) {
-    int64_t size = p->size, end = s->before + 1, group = head / (p->heads / p->groups), room = (end + BLOCK - 1) / BLOCK * BLOCK;
-    int64_t low = p->window && end > p->window ? end - p->window : 0, start = low / BLOCK * BLOCK;
+    int64_t size = p->size, end = s->before + 1, group = head / (p->heads / p->groups), room = (end + PAGE - 1) / PAGE * PAGE;
+    int64_t low = p->window && end > p->window ? end - p->window : 0, start = low / PAGE * PAGE;
     const bf16 *query = p->query + s->first * p->query_stride + head * size;
     __m512 factor = _mm512_set1_ps(p->scale * LOG2E), top[many];
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (int h = 0; h < many; h++) top[h] = _mm512_set1_ps(-1e30f);
-    for (int64_t j = start; j < end; j += BLOCK) {
+    for (int64_t j = start; j < end; j += PAGE) {
         const bf16 *keys = p->keys + block_at(p, s, j, group);
         __m512 sums[many][2];
         for (int h = 0; h < many; h++) sums[h][0] = sums[h][1] = _mm512_setzero_ps();
@@ -98,7 +98,7 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
     for (int64_t d = 0; d < size; d += 16) {
         __m512 sums[many];
         for (int h = 0; h < many; h++) sums[h] = _mm512_setzero_ps();
-        for (int64_t j = start; j < end; j += BLOCK) {
+        for (int64_t j = start; j < end; j += PAGE) {
             const bf16 *tile = p->values + block_at(p, s, j, group) + d / 16 * 512;
             for (int pair = 0; pair < 16; pair++) {
                 __m512bh v = (__m512bh)_mm512_loadu_si512(tile + pair * 32);
@@ -141,15 +141,15 @@ static float softmax_row(const Paged *p, float *scores, bf16 *weights, int64_t s
  * scores: 32 x room floats, weights: 32 x room bf16. */
 static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t from, float *scores, bf16 *weights) {
     int64_t size = p->size, group = head / (p->heads / p->groups), present = s->count - from < QUERIES ? s->count - from : QUERIES;
-    int64_t position = s->before + from, end = (position + present + BLOCK - 1) / BLOCK * BLOCK;
-    int64_t low = p->window && position + 1 > p->window ? position + 1 - p->window : 0, start = low / BLOCK * BLOCK, room = end - start;
+    int64_t position = s->before + from, end = (position + present + PAGE - 1) / PAGE * PAGE;
+    int64_t low = p->window && position + 1 > p->window ? position + 1 - p->window : 0, start = low / PAGE * PAGE, room = end - start;
     bf16 query[QUERIES * 512] __attribute__((aligned(64)));
     float inverse[QUERIES], c[QUERIES * 32] __attribute__((aligned(64)));
     for (int64_t i = 0; i < QUERIES; i++) {
         if (i < present) memcpy(query + i * size, p->query + (s->first + from + i) * p->query_stride + head * size, sizeof(bf16) * (size_t)size);
         else memset(query + i * size, 0, sizeof(bf16) * (size_t)size);
     }
-    for (int64_t j = start; j < end; j += BLOCK) {
+    for (int64_t j = start; j < end; j += PAGE) {
         const bf16 *keys = p->keys + block_at(p, s, j, group);
         TILES_ZERO();
         for (int64_t k = 0; k < size / 32; k++)
@@ -164,7 +164,7 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     }
     for (int64_t d = 0; d < size; d += 32) {
         TILES_ZERO();
-        for (int64_t j = start; j < end; j += BLOCK) {
+        for (int64_t j = start; j < end; j += PAGE) {
             const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512, *w = weights + j - start;
             TILES_STEP(w, w + 16 * room, room * 2, values, values + 512, 64);
         }

@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-enum { LANES = 16, SPAN = 256, FEW_CANDIDATES = 48 };
+enum { LANES = 16, BLOCK = 256, FEW = 48 };
 enum { NO_NUMBER = -1, NO_MEMORY = -2 };
 #define LOG2_E 1.4426950408889634
 #define NOTHING 125.0f /* so many powers of 2 below the likeliest a token has no probability */
@@ -35,7 +35,7 @@ typedef struct {
 
 typedef struct { float key; int32_t id; } Rank;
 
-static inline int64_t block_end(int64_t start, int64_t count) { return start + SPAN < count ? start + SPAN : count; }
+static inline int64_t block_end(int64_t start, int64_t count) { return start + BLOCK < count ? start + BLOCK : count; }
 
 /* The highest of a block of logits; *wrong is set where one is not a number. */
 static float highest_of(const float *x, int64_t count, int *wrong) {
@@ -63,17 +63,17 @@ static float highest_of(const float *x, int64_t count, int *wrong) {
 static float find_highest(const float *x, int64_t vocab, float *highest) {
     float best = -INFINITY;
     int wrong = 0;
-    for (int64_t start = 0; start < vocab; start += SPAN) {
+    for (int64_t start = 0; start < vocab; start += BLOCK) {
         float most = highest_of(x + start, block_end(start, vocab) - start, &wrong);
-        highest[start / SPAN] = most;
+        highest[start / BLOCK] = most;
         best = most > best ? most : best;
     }
     return wrong ? NAN : best;
 }
 
 static int32_t first_of(const float *x, int64_t vocab, const float *highest, float value) {
-    for (int64_t start = 0; start < vocab; start += SPAN)
-        if (highest[start / SPAN] == value)
+    for (int64_t start = 0; start < vocab; start += BLOCK)
+        if (highest[start / BLOCK] == value)
             for (int64_t i = start;; i++)
                 if (x[i] == value) return (int32_t)i;
     return NO_NUMBER;
@@ -82,7 +82,7 @@ static int32_t first_of(const float *x, int64_t vocab, const float *highest, flo
 /* Fills in the weight of every token and the sums of blocks; scale is log2(e) / temperature. :returns: the sum of all. */
 static double weigh(const float *x, int64_t vocab, float best, float scale, Workspace *work) {
     double total = 0.0;
-    for (int64_t start = 0; start < vocab; start += SPAN) {
+    for (int64_t start = 0; start < vocab; start += BLOCK) {
         int64_t end = block_end(start, vocab);
         float sum = 0.0f;
 #pragma omp simd reduction(+ : sum)
@@ -92,7 +92,7 @@ static double weigh(const float *x, int64_t vocab, float best, float scale, Work
             work->weights[i] = weight;
             sum += weight;
         }
-        total += work->sums[start / SPAN] = sum;
+        total += work->sums[start / BLOCK] = sum;
     }
     return total;
 }
@@ -106,7 +106,7 @@ static float sum_block(const float *weights, int64_t start, int64_t end) {
 
 static double sum_of(const float *weights, int64_t count) {
     double sum = 0.0;
-    for (int64_t start = 0; start < count; start += SPAN) sum += sum_block(weights, start, block_end(start, count));
+    for (int64_t start = 0; start < count; start += BLOCK) sum += sum_block(weights, start, block_end(start, count));
     return sum;
 }
 
@@ -114,8 +114,8 @@ static double sum_of(const float *weights, int64_t count) {
 static int64_t draw(const float *weights, int64_t count, const double *sums, double point, double total) {
     int64_t start = 0, last = -1;
     point *= total;
-    for (; start + SPAN < count; start += SPAN) {
-        double sum = sums ? sums[start / SPAN] : sum_block(weights, start, start + SPAN);
+    for (; start + BLOCK < count; start += BLOCK) {
+        double sum = sums ? sums[start / BLOCK] : sum_block(weights, start, start + BLOCK);
         if (point < sum) break;
         point -= sum;
     }
@@ -169,7 +169,7 @@ static void keep_between(Candidates *left, float low, int32_t last_id, float hig
 static double mass_above(const Candidates *left, float bound, int counting) {
     double sum = 0.0;
     const float *keys = left->keys, *weights = left->weights;
-    for (int64_t start = 0; start < left->count; start += SPAN) {
+    for (int64_t start = 0; start < left->count; start += BLOCK) {
         int64_t end = block_end(start, left->count);
         float mass = 0.0f;
         if (counting) {
@@ -207,7 +207,7 @@ static Rank reaching(Candidates *open, double target, int counting) {
         high = keys[i] > high ? keys[i] : high;
     }
     high = nextafterf(high, INFINITY);
-    while (open->count > FEW_CANDIDATES && nextafterf(low, INFINITY) < high) {
+    while (open->count > FEW && nextafterf(low, INFINITY) < high) {
         float middle = low + 0.5f * (high - low);
         if (middle <= low || middle >= high) middle = nextafterf(low, INFINITY);
         double mass = mass_above(open, middle, counting);
@@ -215,7 +215,7 @@ static Rank reaching(Candidates *open, double target, int counting) {
         else high = middle, done += mass;
         keep_between(open, low, INT32_MAX, high);
     }
-    if (open->count <= FEW_CANDIDATES) sort_few(open); /* otherwise all are equal, and in order */
+    if (open->count <= FEW) sort_few(open); /* otherwise all are equal, and in order */
     Rank last = {low, INT32_MAX};
     for (int64_t i = 0; i < open->count && done < target; i++) {
         done += counting ? 1.0 : open->weights[i];
@@ -236,8 +236,8 @@ static void keep_reaching(Workspace *work, double target, int counting) {
 /* Take the tokens with a logit of at least `bound`. */
 static void collect(const float *x, int64_t vocab, float bound, Workspace *work) {
     work->left.count = 0;
-    for (int64_t start = 0; start < vocab; start += SPAN)
-        if (work->highest[start / SPAN] >= bound)
+    for (int64_t start = 0; start < vocab; start += BLOCK)
+        if (work->highest[start / BLOCK] >= bound)
             append(x, work->weights, NULL, start, block_end(start, vocab), bound, INT32_MAX, INFINITY, &work->left);
 }
 
@@ -295,7 +295,7 @@ static int32_t choose(const float *x, int64_t vocab, const Settings *s, Workspac
 
 /* rows: an address of `vocab` logits for each row; settings: 6 numbers a row; chosen: a token a row, or why there is none. */
 void owngpt_sample(const float *const *rows, const Settings *settings, int32_t *chosen, int64_t vocab, int64_t count, int threads) {
-    size_t blocks = (size_t)(vocab + SPAN - 1) / SPAN;
+    size_t blocks = (size_t)(vocab + BLOCK - 1) / BLOCK;
     size_t room = (size_t)vocab + 1; /* one more is written before it is known to count */
     if (count < threads) threads = (int)count;
 #pragma omp parallel num_threads(threads) if (threads > 1)
