@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -17,10 +19,6 @@ import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.engine.generate import TextStream
-from owngpt.engine.generate import generate as engine_generate
-from owngpt.engine.generate import generate_stream as engine_stream
-from owngpt.engine.sequence import Generation
 from owngpt.errors import UsageError
 from owngpt.formats.folder import DTYPES, load_family, open_model
 from owngpt.formats.locate import locate
@@ -30,6 +28,10 @@ from owngpt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from owngpt.data.prepare import prepare
+    from owngpt.engine.engine import Engine
+    from owngpt.engine.load import LoadedEngine, Quantize
+    from owngpt.engine.sequence import Generation
+    from owngpt.engine.texts import TextStream
     from owngpt.evaluate.bits import Progress, Score
     from owngpt.formats.exports import Export, Format
     from owngpt.formats.hub.pull import pull
@@ -60,20 +62,52 @@ SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty
 """What a model folder's generation_config.json may set when it asks for sampling."""
 
 
-def load(path: str | Path, *, device: str | None = None, dtype: str = "auto") -> Model:
+def load(path: str | Path, *, device: str | None = None, dtype: str = "auto", quantize: Quantize = "none") -> Model:
     """Open a model.
 
     :param path: a folder in the Hugging Face layout, written by OwnGPT or by others; a .gguf file; or the name under which a
         model was pulled, see :func:`owngpt.formats.locate.locate`.
     :param device: where to compute, as torch names it; by default the first GPU if there is one, else the CPU.
     :param dtype: what to compute in: float32, bfloat16, float16, or auto, which is what the weights are stored in.
+    :param quantize: what writes: none computes in ``dtype``, int8 and int4 on smaller weights, auto on the fastest of all
+        that write nearly as well (perplexity less than one percent higher). :meth:`Model.logits` is never quantized.
     :raises ModelFolderError: when something is missing, damaged or does not fit together.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-    network, tokenizer, generation = open_model(locate(path), dtype=DTYPES.get(dtype))
-    network.to(_device(device)).eval()
-    return Model(network, tokenizer, generation=generation)
+    source = _Source(locate(path), _device(device), DTYPES.get(dtype), quantize)
+    if quantize != "none" and source.device.type == "cpu":
+        return source.written_by_packed_weights()
+    network, tokenizer, generation = source.open()
+    return Model(network, tokenizer, generation=generation, source=source)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where a model came from, so that what it needs later is read when it is needed."""
+
+    path: Path
+    device: torch.device
+    dtype: torch.dtype | None
+    quantize: Quantize
+
+    def open(self) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+        """Its network in the data type that was asked for, its tokenizer, its generation_config.json."""
+        network, tokenizer, generation = open_model(self.path, dtype=self.dtype)
+        return network.to(self.device).eval(), tokenizer, generation
+
+    def engine(self) -> LoadedEngine:
+        """Its weights packed for the kernels of this machine, where they run."""
+        from owngpt.engine.load import load_engine  # not at the top: looking at logits does not need it
+
+        return load_engine(self.path, quantize=self.quantize, dtype=self.dtype)
+
+    def written_by_packed_weights(self) -> Model:
+        """A model whose network is read only when somebody asks for it."""
+        loaded = self.engine()
+        return Model(
+            None, loaded.tokenizer, generation=loaded.generation, source=self, engine=loaded.engine, config=loaded.config
+        )
 
 
 def evaluate(
@@ -82,6 +116,7 @@ def evaluate(
     data: str | Path | Iterable[str | Path],
     context_length: int | None = None,
     stride: int | None = None,
+    dtype: str = "float32",
     progress: Progress | None = None,
 ) -> Score:
     """Score a model on files it never saw, with a sliding window.
@@ -89,12 +124,13 @@ def evaluate(
     :param data: files or folders; their text is decoded and otherwise left as it is.
     :param context_length: tokens of a window, by default the model's context length.
     :param stride: tokens between windows, by default half of the window.
+    :param dtype: what a model that is named is computed in; float32 is exact, bfloat16 faster, auto as it is stored.
     :param progress: called with the number of tokens scored so far.
     :returns: bits per byte, perplexity and the counts they rest on.
     """
     from owngpt.evaluate.files import score_files  # not at the top: loading a model does not need it
 
-    model = model if isinstance(model, Model) else load(model)
+    model = model if isinstance(model, Model) else load(model, dtype=dtype)
     paths = [data] if isinstance(data, str | Path) else list(data)
     return score_files(model.network, model.tokenizer, paths, context_length=context_length, stride=stride, progress=progress)
 
@@ -130,17 +166,60 @@ class Model:
     :class:`owngpt.config.generation.GenerationConfig`; what is not given is the model folder's own setting, then the default.
     """
 
-    def __init__(self, network: GPT, tokenizer: Tokenizer, *, generation: Mapping[str, Any] | None = None) -> None:
-        """:param generation: the content of generation_config.json, if any."""
-        self.network = network
+    def __init__(
+        self,
+        network: GPT | None,
+        tokenizer: Tokenizer,
+        *,
+        generation: Mapping[str, Any] | None = None,
+        source: _Source | None = None,
+        engine: Engine | None = None,
+        config: GPTConfig | None = None,
+    ) -> None:
+        """
+        :param network: the model; None reads it from the source when it is needed.
+        :param generation: the content of generation_config.json, if any.
+        :param source: where it came from, if from a file.
+        :param engine: what writes; by default one that computes as the network does.
+        :param config: the network's, where that is not given.
+        """
+        assert network is not None or (source is not None and config is not None)
         self.tokenizer = tokenizer
+        self._network, self._source, self._engine, self._config = network, source, engine, config
+        if engine is not None:
+            weakref.finalize(self, engine.close)
         self._defaults = _sampling_defaults(generation or {})
         self._end_ids = _end_ids(tokenizer, generation or {})
 
     @property
+    def network(self) -> GPT:
+        """The model itself, with its own weights."""
+        if self._network is None:
+            assert self._source is not None
+            self._network = self._source.open()[0]
+        return self._network
+
+    @property
+    def engine(self) -> Engine:
+        """What writes: many requests at once, see :class:`owngpt.engine.engine.Engine`."""
+        if self._engine is None:
+            self._engine = self._made_engine()
+            weakref.finalize(self, self._engine.close)
+        return self._engine
+
+    def _made_engine(self) -> Engine:
+        from owngpt.engine.load import open_engine  # not at the top: looking at logits does not need it
+
+        weight = self.network.embedding.weight
+        if self._source is not None and weight.device.type == "cpu" and weight.dtype == torch.bfloat16:
+            return self._source.engine().engine  # a second reading, packed: the network keeps its own weights
+        network = self.network if weight.dtype == torch.float32 else copy.deepcopy(self.network)
+        return open_engine(network, self.tokenizer, quantize="none")
+
+    @property
     def config(self) -> GPTConfig:
         """The model's shape."""
-        return self.network.config
+        return self._config or self.network.config
 
     def generate(self, prompt: str, **options: Any) -> str | list[str]:
         """Continue a text.
@@ -153,13 +232,17 @@ class Model:
 
     def generations(self, prompt: str, **options: Any) -> list[Generation]:
         """Like :meth:`generate`, with the tokens and the reason each text ended."""
+        from owngpt.engine.texts import generate
+
         config = self._generation_config(options)
-        return engine_generate(self.network, self.tokenizer, self.tokenizer.encode_prompt(prompt), config, self._end_ids)
+        return generate(self.engine, self.tokenizer.encode_prompt(prompt), config, self._end_ids)
 
     def stream(self, prompt: str, **options: Any) -> TextStream:
         """Continue a text, piece by piece; each piece is valid UTF-8 and together they are what :meth:`generate` returns."""
+        from owngpt.engine.texts import generate_stream
+
         config = self._generation_config(options)
-        return engine_stream(self.network, self.tokenizer, self.tokenizer.encode_prompt(prompt), config, self._end_ids)
+        return generate_stream(self.engine, self.tokenizer.encode_prompt(prompt), config, self._end_ids)
 
     @overload
     def chat(self, messages: Sequence[Any], *, stream: Literal[False] = False, **options: Any) -> str: ...
@@ -201,9 +284,11 @@ class Model:
             continue_final_message=continue_final_message,
             special_in_contents=special_in_contents,
         )
+        from owngpt.engine.texts import generate, generate_stream
+
         if stream:
-            return engine_stream(self.network, self.tokenizer, encoded.token_ids, config, self._end_ids)
-        return engine_generate(self.network, self.tokenizer, encoded.token_ids, config, self._end_ids)[0].text
+            return generate_stream(self.engine, encoded.token_ids, config, self._end_ids)
+        return generate(self.engine, encoded.token_ids, config, self._end_ids)[0].text
 
     def encode_chat(
         self,

@@ -31,7 +31,7 @@ from owngpt.errors import UsageError
         (GenerationConfig, {"no_repeat_ngram_size": -1}, ["--no-repeat-ngram-size", "-1"]),
         (GenerationConfig, {"logit_bias": {5: 101}}, ["--logit-bias", "101", "-100 to 100"]),
         (GenerationConfig, {"logit_bias": {"five": 1}}, ["--logit-bias", "five"]),
-        (GenerationConfig, {"logit_bias": {i: 1 for i in range(1025)}}, ["--logit-bias", "1025", "at most 1024"]),
+        (GenerationConfig, {"logit_bias": dict.fromkeys(range(1025), 1)}, ["--logit-bias", "1025", "at most 1024"]),
         (GenerationConfig, {"length_penalty": math.nan}, ["--length-penalty", "nan"]),
         (GenerationConfig, {"stop_token_ids": (-1,)}, ["--stop-token-ids", "-1"]),
         (GenerationConfig, {"log_probabilities": 21}, ["--log-probabilities", "21", "0 to 20"]),

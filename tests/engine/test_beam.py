@@ -11,11 +11,11 @@ import torch
 import transformers
 from tests.engine import poem
 from tests.engine.test_generate import PROMPT, REST, wild_model, write
+from tests.engine.writing import generate
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.beam import normalized
 from owngpt.engine.engine import Engine
-from owngpt.engine.generate import generate
 from owngpt.engine.request import Finished, Piece, Request
 from owngpt.engine.torch_runner import TorchRunner
 from owngpt.errors import UsageError

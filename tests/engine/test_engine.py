@@ -66,7 +66,8 @@ def plain_greedy(model: GPT, prompt: tuple[int, ...], count: int) -> list[int]:
 def prompts(tokenizer: Tokenizer, count: int, seed: int = 0) -> list[tuple[int, ...]]:
     generator = random.Random(seed)
     return [
-        tuple(generator.randrange(16, tokenizer.vocab_size) for _ in range(generator.choice((1, 5, 33, 70)))) for _ in range(count)
+        tuple(generator.randrange(16, tokenizer.vocab_size) for _ in range(generator.choice((1, 5, 33, 70))))
+        for _ in range(count)
     ]
 
 
@@ -115,7 +116,9 @@ def test_random_schedules_lose_no_block_and_change_no_text(tokenizer: Tokenizer,
     ]
     for runner in runners(config, blocks):
         with Engine(runner, tokenizer, context_length=CONTEXT) as engine:
-            asked = [Request(prompt, generator.choice(settings), end_ids=frozenset()) for prompt in prompts(tokenizer, 24, seed=2)]
+            asked = [
+                Request(prompt, generator.choice(settings), end_ids=frozenset()) for prompt in prompts(tokenizer, 24, seed=2)
+            ]
             streams: list[Stream] = []
             for request in asked:
                 streams.append(engine.submit(request))

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from tests.engine import poem
+from tests.engine.writing import engine_of, generate
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.engine.generate import generate, generate_stream
+from owngpt.engine import texts
 from owngpt.engine.sampling import Choice, Sampler, pick
 from owngpt.engine.sequence import Generation
+from owngpt.engine.texts import TextStream
 from owngpt.errors import UsageError
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
@@ -32,6 +34,12 @@ def wild_model(context_length: int = 64) -> GPT:
 def write(prompt: str, *, model: GPT | None = None, **options: Any) -> list[Generation]:
     ids = poem.tokenizer().encode(prompt)
     return generate(model or poem.model(), poem.tokenizer(), ids, GenerationConfig(**options))
+
+
+def stream_of(model: GPT, prompt_ids: list[int], config: GenerationConfig) -> tuple[list[str], TextStream]:
+    with engine_of(model, poem.tokenizer()) as engine:
+        stream = texts.generate_stream(engine, prompt_ids, config)
+        return list(stream), stream
 
 
 def greedy_without_cache(model: GPT, prompt_ids: list[int], count: int) -> list[int]:
@@ -62,8 +70,7 @@ def test_an_empty_prompt_starts_a_new_text() -> None:
 
 
 def test_streamed_pieces_are_whole_characters_and_make_the_same_text() -> None:
-    stream = generate_stream(poem.model(), poem.tokenizer(), poem.tokenizer().encode(PROMPT), GenerationConfig(temperature=0.0))
-    pieces = list(stream)
+    pieces, stream = stream_of(poem.model(), poem.tokenizer().encode(PROMPT), GenerationConfig(temperature=0.0))
     assert "".join(pieces) == REST
     assert "\ufffd" not in "".join(pieces)
     assert len(pieces) == len(REST)  # each character as soon as its last byte is there
@@ -74,7 +81,7 @@ def test_streamed_pieces_are_whole_characters_and_make_the_same_text() -> None:
 def test_streaming_and_generating_agree_for_a_seed_even_on_broken_bytes(seed: int) -> None:
     model, ids = wild_model(), poem.tokenizer().encode("a")
     config = GenerationConfig(temperature=1.0, max_new_tokens=40, seed=seed)
-    pieces = list(generate_stream(model, poem.tokenizer(), ids, config))
+    pieces, _ = stream_of(model, ids, config)
     assert "".join(pieces) == generate(model, poem.tokenizer(), ids, config)[0].text
     assert all(pieces)
     for piece in pieces:
@@ -86,9 +93,7 @@ def test_stop_strings_end_the_text_and_never_show(stop: str) -> None:
     (generation,) = write(PROMPT, temperature=0.0, stop=("absent", stop))
     assert generation.text == REST.split(stop)[0]
     assert generation.stop_reason == "stop"
-    pieces = generate_stream(
-        poem.model(), poem.tokenizer(), poem.tokenizer().encode(PROMPT), GenerationConfig(temperature=0.0, stop=(stop,))
-    )
+    pieces, _ = stream_of(poem.model(), poem.tokenizer().encode(PROMPT), GenerationConfig(temperature=0.0, stop=(stop,)))
     assert "".join(pieces) == REST.split(stop)[0]
 
 
@@ -135,8 +140,11 @@ def test_sequences_of_different_lengths_are_each_what_they_would_be_alone() -> N
     for index, generation in enumerate(together):
         sampler, written = Sampler(config, poem.tokenizer(), index), list(ids)
         for token_id in generation.token_ids:
-            (choice,) = pick(model.logits(torch.tensor([written]))[0, -1:].detach(), [sampler], [written])
-            assert isinstance(choice, Choice) and choice.token_id == token_id
+            with torch.inference_mode():
+                logits = model.logits(torch.tensor([written]))[0, -1:]
+            (choice,) = pick(logits, [sampler], [written])
+            assert isinstance(choice, Choice)
+            assert choice.token_id == token_id
             written.append(token_id)
         assert not ends & set(generation.token_ids)
 
@@ -164,7 +172,7 @@ def test_the_global_generator_is_left_alone() -> None:
 @pytest.mark.parametrize("name", ["num_return_sequences", "num_beams"])
 def test_streaming_several_texts_is_refused(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name} is 2"):
-        generate_stream(poem.model(), poem.tokenizer(), [20], GenerationConfig(**{name: 2}))
+        stream_of(poem.model(), [20], GenerationConfig(**{name: 2}))
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_the_numbers() -> None:
@@ -185,4 +193,4 @@ def test_a_character_cut_by_the_limit_is_left_out_but_its_tokens_stay(count: int
     assert len(generation.token_ids) == count
     assert "\ufffd" not in generation.text
     assert generation.text == poem.POEM.encode("utf-8")[:count].decode("utf-8", errors="ignore")
-    assert "".join(generate_stream(poem.model(), poem.tokenizer(), [], config)) == generation.text
+    assert "".join(stream_of(poem.model(), [], config)[0]) == generation.text

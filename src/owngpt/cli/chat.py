@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from owngpt.cli import output
-from owngpt.cli.options import options_of
+from owngpt.cli.options import DType, Quantize, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import OwnGPTError, UsageError
 from owngpt.text.turns import latest_turns
@@ -29,7 +29,15 @@ BLOCK = '"""'
 HINT = f"/help lists the commands, {BLOCK} begins and ends several lines, Ctrl-C stops an answer, Ctrl-D or /quit leaves."
 
 
-def chat(model: str, /, *, system: str | None = None, options: ChatOptions = None) -> None:
+def chat(
+    model: str,
+    /,
+    *,
+    system: str | None = None,
+    options: ChatOptions = None,
+    quantize: Quantize = "auto",
+    dtype: DType = "auto",
+) -> None:
     """Talk to a model.
 
     Parameters
@@ -38,13 +46,18 @@ def chat(model: str, /, *, system: str | None = None, options: ChatOptions = Non
         A model folder, a .gguf file or the name of a pulled model.
     system
         How the model should behave, for models with a chat template.
+    quantize
+        Weights to write with: none, int8, int4, or auto, the fastest that write nearly as well.
+    dtype
+        What to compute in: auto, float32 (exact), bfloat16, float16.
     """
     options = options or {}
     GenerationConfig(**options)
 
     from owngpt import api
 
-    Conversation(api.load(model), options, system).run()
+    loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)
+    Conversation(loaded, options, system).run()
 
 
 class Conversation:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from owngpt.cli import output
-from owngpt.cli.options import Json
+from owngpt.cli.options import DType, Json
 from owngpt.config.checks import at_least
 
 
@@ -19,6 +19,7 @@ def evaluate(
     data: Annotated[list[Path], Parameter(consume_multiple=True, negative_iterable=())],
     context_length: int | None = None,
     stride: int | None = None,
+    dtype: DType = "float32",
     json: Json = False,
 ) -> dict[str, Any] | None:
     """Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.
@@ -33,6 +34,8 @@ def evaluate(
         Tokens the model sees at most; without it, as many as it was made for.
     stride
         Tokens by which the window moves on; smaller gives tokens more context and takes longer. Without it, half the context.
+    dtype
+        What to compute in: float32 is exact; bfloat16 is faster where the processor has it; auto is as the model is stored.
     """
     for name, value in (("context_length", context_length), ("stride", stride)):
         if value is not None:
@@ -41,7 +44,9 @@ def evaluate(
     from owngpt import api
 
     with output.counter("tokens scored") as progress:
-        score = api.evaluate(model, data=data, context_length=context_length, stride=stride, progress=progress).to_dict()
+        score = api.evaluate(
+            model, data=data, context_length=context_length, stride=stride, dtype=dtype, progress=progress
+        ).to_dict()
     if json:
         return score
     output.print_pairs({name.replace("_", " "): _shown(value) for name, value in score.items()})

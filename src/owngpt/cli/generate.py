@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from owngpt.cli.options import Json, options_of
+from owngpt.cli.options import DType, Json, Quantize, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import UsageError
 
@@ -20,6 +20,8 @@ def generate(
     *,
     prompt: Annotated[str | None, Parameter(alias="-p", show_default=False)] = None,
     options: GenerationOptions = None,
+    quantize: Quantize = "auto",
+    dtype: DType = "auto",
     json: Json = False,
 ) -> dict[str, Any] | None:
     """Let a model write, token by token as it thinks.
@@ -30,6 +32,10 @@ def generate(
         A model folder, a .gguf file, or the name of a model that was pulled.
     prompt
         The text to continue; without it, what is piped in.
+    quantize
+        Weights to write with: none, int8, int4, or auto, the fastest that write nearly as well.
+    dtype
+        What to compute in: auto, float32 (exact), bfloat16, float16.
     """
     options = options or {}
     settings = GenerationConfig(**options)
@@ -37,7 +43,7 @@ def generate(
 
     from owngpt import api
 
-    loaded = api.load(model)
+    loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)
     if json:
         return {"model": model, "prompt": text, "generations": loaded.generations(text, **options)}
     if settings.num_return_sequences > 1 or settings.num_beams > 1:

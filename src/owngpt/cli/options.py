@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Annotated, Any, TypedDict, get_type_hints
+from typing import Annotated, Any, Literal, TypedDict, get_type_hints
 
 from cyclopts import Parameter
 from docstring_parser import parse_from_object
 
 Json = Annotated[bool, Parameter(show_default=False, help="Print one JSON object on stdout and nothing else.")]
 Quiet = Annotated[bool, Parameter(show_default=False, help="No progress on stderr.")]
+
+
+Quantize = Literal["auto", "none", "int8", "int4"]
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def quantize_for(quantize: Quantize, dtype: DType) -> Quantize:
+    """Who names a data type wants to compute in it: then auto does not look for smaller weights."""
+    return "none" if quantize == "auto" and dtype != "auto" else quantize
 
 
 def options_of(record: type, *, leave_out: Collection[str] = ()) -> Any:

@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.engine.cache import CachedContext
 from owngpt.engine.request import TokenScore
 from owngpt.engine.sampling import Sampler, nothing_to_choose, process
 from owngpt.engine.sequence import Generation, TextSequence, replay
 
-Extend = Callable[[Sequence[Sequence[int]]], Tensor]
 Score = tuple[TokenScore | None, tuple[TokenScore, ...]]
 
 
@@ -151,18 +149,3 @@ class BeamSearch:
         self.found.append(Found(score, beam))
         self.found.sort(key=lambda found: -found.score)
         del self.found[self._config.num_beams :]
-
-
-def search_alone(search: BeamSearch, context: CachedContext, extend: Extend, prompt_ids: Sequence[int]) -> list[Generation]:
-    """Run a search over a cache of its own.
-
-    :param context: the cache that ``extend`` fills; its rows are the beams.
-    :param extend: feeds the next tokens of every row and returns (rows, V) float32 logits on the CPU.
-    """
-    logits = extend([prompt_ids])
-    while True:
-        rows = search.step(logits)
-        if search.over:
-            return search.generations()
-        context.select(torch.tensor(rows))
-        logits = extend([beam.token_ids[-1:] for beam in search.live])

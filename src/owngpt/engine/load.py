@@ -72,6 +72,11 @@ class PreparedEngine(Engine):
         self._closed = threading.Event()
         self._learner: threading.Thread | None = None
 
+    @property
+    def model_config(self) -> GPTConfig:
+        """Shape of the model that runs."""
+        return self._model.config
+
     def measure_when_idle(self, key: str) -> None:
         """Measure how well the weights quantize, for the next time that they are opened, while there are no requests."""
         self._learner = threading.Thread(target=self._learn, args=(key,), name="owngpt-quality", daemon=True)
@@ -115,6 +120,7 @@ class LoadedEngine:
     tokenizer: Tokenizer
     generation: dict[str, Any]
     """Content of generation_config.json."""
+    config: GPTConfig
 
 
 def load_engine(
@@ -154,7 +160,7 @@ def load_engine(
         if packer.kind == "int4" and quantize == "auto":
             reason = "as the file has them"
         engine = _packed_engine(packer.install(model), tokenizer, packer.kind, reason, quality.file_key(path), memory, most_rows)
-    return LoadedEngine(engine, tokenizer, generation)
+    return LoadedEngine(engine, tokenizer, generation, engine.model_config)
 
 
 def open_engine(

@@ -49,14 +49,14 @@ def functions(name: str = "training") -> dict[str, Any] | None:
     if library is None:
         return None
     found = {}
-    for name, arguments in (INFERENCE if name == "inference" else SIGNATURES).items():
-        function = getattr(library, f"owngpt_{name}", None)
+    for entry, arguments in (INFERENCE if name == "inference" else SIGNATURES).items():
+        function = getattr(library, f"owngpt_{entry}", None)
         if function is None:
-            assert name in ON_TILES, name
+            assert entry in ON_TILES, entry
             continue
         function.argtypes = arguments
-        function.restype = ctypes.c_int if name in ON_TILES else None
-        found[name] = function
+        function.restype = ctypes.c_int if entry in ON_TILES else None
+        found[entry] = function
     return found
 
 

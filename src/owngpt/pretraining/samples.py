@@ -6,7 +6,9 @@ from typing import Any
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.data.corpus import Corpus
-from owngpt.engine.generate import generate
+from owngpt.engine.engine import Engine
+from owngpt.engine.texts import generate
+from owngpt.engine.torch_runner import BLOCK, TorchRunner
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 
@@ -25,11 +27,14 @@ def write_samples(network: GPT, tokenizer: Tokenizer, prompts: list[list[int]], 
     """One continuation of each prompt: ``prompt`` and ``text``."""
     limit = network.config.context_length
     config = GenerationConfig(max_new_tokens=min(SAMPLE_TOKENS, limit // 2), temperature=0.8, top_p=0.95, seed=seed % 2**32)
+    was_training = network.training
+    runner = TorchRunner(network, 2 + -(-limit // BLOCK))
     samples = []
-    for prompt in prompts:
-        ids = _whole_characters(prompt[: limit // 2], tokenizer)
-        text = generate(network, tokenizer, ids, config)[0].text
-        samples.append({"prompt": tokenizer.decode(ids), "text": text})
+    with Engine(runner, tokenizer, context_length=limit) as engine:
+        for prompt in prompts:
+            ids = _whole_characters(prompt[: limit // 2], tokenizer)
+            samples.append({"prompt": tokenizer.decode(ids), "text": generate(engine, ids, config)[0].text})
+    network.train(was_training)
     return samples
 
 
