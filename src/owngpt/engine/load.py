@@ -157,7 +157,7 @@ def load_engine(
     if packer is None:
         engine = _torch_engine(model, tokenizer, hindrance, quantize, memory, most_rows)
     else:
-        if packer.kind == "int4" and quantize == "auto":
+        if packer.kind != "bf16" and reason == UNMEASURED:
             reason = "as the file has them"
         engine = _packed_engine(packer.install(model), tokenizer, packer.kind, reason, quality.file_key(path), memory, most_rows)
     return LoadedEngine(engine, tokenizer, generation, engine.model_config)

@@ -98,7 +98,7 @@ class Packer:
     def __init__(self, config: GPTConfig, kind: Kind, *, keep_groups: bool = False) -> None:
         """
         :param kind: of the blocks' matrices. Embedding and head quantize worse: they are int8 where this is int4.
-        :param keep_groups: what is stored in groups of 4 bits stays so, exactly, whatever ``kind`` is.
+        :param keep_groups: what is stored in groups stays so, exactly, whatever ``kind`` is.
         """
         self._kind, self._keep_groups = kind, keep_groups
         with torch.device("meta"):
@@ -130,7 +130,7 @@ class Packer:
             kind = "int8"
         if not isinstance(tensor, GroupedTensor):
             return packed.pack(tensor, kind)
-        if kind == "int4" or self._keep_groups:
+        if self._keep_groups or kind == f"int{tensor.bits}":
             return packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets)
         return packed.pack(tensor.floats(), kind)
 

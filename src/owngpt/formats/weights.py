@@ -26,19 +26,24 @@ NAMED_IN_ERRORS = 5
 
 @dataclass(frozen=True)
 class GroupedTensor:
-    """A matrix (rows, columns) in 4 bits as a file stores it: value = factor * quant + offset, by groups of 32 columns."""
+    """A matrix (rows, columns) in few bits as a file stores it: value = factor * quant + offset, by groups of 32 columns."""
 
     quants: Tensor
-    """(rows, columns) uint8, 0 to 15."""
+    """(rows, columns): uint8 from 0 to 15, or int8."""
     factors: Tensor
     """(rows, columns / 32) float16."""
-    offsets: Tensor
-    """(rows, columns / 32) float16."""
+    offsets: Tensor | None
+    """(rows, columns / 32) float16; None, which is 0, where quants are int8."""
+
+    @property
+    def bits(self) -> int:
+        """Of a quant: 4 or 8."""
+        return 8 if self.offsets is None else 4
 
     def floats(self) -> Tensor:
         """(rows, columns) float32."""
-        groups = self.quants.unflatten(1, (-1, 32)).float()
-        return (groups * self.factors.float()[..., None] + self.offsets.float()[..., None]).flatten(1)
+        values = self.quants.unflatten(1, (-1, 32)).float() * self.factors.float()[..., None]
+        return (values if self.offsets is None else values + self.offsets.float()[..., None]).flatten(1)
 
 
 Take = Callable[[str, "Tensor | GroupedTensor"], Tensor]
@@ -104,10 +109,16 @@ def _grouped(source: TensorSource, entry: TensorMap, names: Mapping[str, str]) -
     read = getattr(source, "read_grouped", None)
     if read is None or any(part.transposed or part.scale != 1.0 or part.order is not None for part in entry.parts):
         return None
-    parts = [read(names[part.name]) for part in entry.parts]
-    if any(part is None for part in parts):
+    parts: list[GroupedTensor | None] = [read(names[part.name]) for part in entry.parts]
+    found = [part for part in parts if part is not None]
+    if len(found) < len(parts) or len({part.bits for part in found}) > 1:
         return None
-    return GroupedTensor(*(torch.cat([getattr(part, name) for part in parts]) for name in ("quants", "factors", "offsets")))
+    offsets = [part.offsets for part in found if part.offsets is not None]
+    return GroupedTensor(
+        torch.cat([part.quants for part in found]),
+        torch.cat([part.factors for part in found]),
+        torch.cat(offsets) if offsets else None,
+    )
 
 
 def stored_dtype(source: TensorSource) -> torch.dtype:

@@ -9,14 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from owngpt.kernels import tape
+from owngpt.kernels import library, tape
 
 Kind = Literal["bf16", "int8", "int4"]
 KINDS: dict[str, int] = {"bf16": 0, "int8": 1, "int4": 2}
+TILE_BYTES: dict[str, int] = {"bf16": 1024, "int8": 544, "int4": 320}
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 GROUP = COLUMNS
-"""Inputs that share a factor and an offset in int4."""
+"""Inputs that share a factor in int8, a factor and an offset in int4."""
 FEW = 4
 """Most rows that the vector products take."""
 
@@ -30,15 +31,13 @@ class PackedWeight:
     inputs: int
     tiles: Tensor
     """uint8, one dimension."""
-    scales: Tensor | None
-    """int8: (outputs,) float32."""
     tiles_from: int = 3
     """Rows from which matrix tiles are faster than vector products, at most 5; chosen by measurement."""
 
     @property
     def bytes(self) -> int:
         """Memory of the weight."""
-        return self.tiles.numel() + (0 if self.scales is None else 4 * self.scales.numel())
+        return self.tiles.numel()
 
     def on_tiles(self, rows: int) -> bool:
         """Whether so many rows go through matrix tiles."""
@@ -55,70 +54,55 @@ class PackedWeight:
         if self.kind == "bf16":
             values = self.tiles.view(torch.bfloat16).view(outputs, self.depth, ROWS, COLUMNS).float()
         elif self.kind == "int8":
-            values = self.tiles.view(torch.int8).view(outputs, self.depth, ROWS, COLUMNS).float()
+            values = _int8_values(self.tiles.view(outputs, self.depth, TILE_BYTES["int8"]))
         else:
-            values = _int4_values(self.tiles.view(outputs, self.depth, 320))
+            values = _int4_values(self.tiles.view(outputs, self.depth, TILE_BYTES["int4"]))
         matrix = values.permute(0, 2, 1, 3).reshape(outputs * ROWS, self.depth * COLUMNS)[: self.outputs, : self.inputs]
-        return (matrix if self.scales is None else matrix * self.scales[:, None]).contiguous()
+        return matrix.contiguous()
 
 
 def pack(weight: Tensor, kind: Kind) -> PackedWeight:
     """Pack a weight (outputs, inputs) of any floating type.
 
-    int8 has one factor an output: value = scale * q, q in [-127, 127]. int4 has a factor and an offset for each 32 inputs:
-    value = factor * q + offset, q in [0, 15], both in half precision.
+    Quantized kinds share numbers in half precision among 32 inputs of an output. int8: value = factor * q, q in [-127, 127].
+    int4: value = factor * q + offset, q in [0, 15], chosen for the least sum of squared errors.
     """
     outputs, inputs = weight.shape
-    scales = None
-    if kind == "int8":
-        wide = weight.float()
-        scales = (wide.abs().amax(1) / 127).clamp(min=1e-30)
-        tiles = _tiled((wide / scales[:, None]).round().to(torch.int8))
-    elif kind == "int4":
-        tiles = _int4(weight.float())
-    else:
-        tiles = _tiled(weight.to(torch.bfloat16))
-    return PackedWeight(kind, outputs, inputs, tiles, scales)
+    source = weight.detach().contiguous()
+    if source.dtype not in (torch.float32, torch.bfloat16):
+        source = source.float()
+    tiles = torch.empty(-(-outputs // ROWS) * -(-inputs // COLUMNS) * TILE_BYTES[kind], dtype=torch.uint8)
+    library.call("pack", source, int(source.dtype == torch.float32), outputs, inputs, KINDS[kind], tiles)
+    return PackedWeight(kind, outputs, inputs, tiles)
 
 
-def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor) -> PackedWeight:
-    """A weight that is stored in 4 bits already, exactly: quants (outputs, inputs) uint8 in 0…15, factors and offsets
-    (outputs, inputs / 32) float16.
+def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor | None) -> PackedWeight:
+    """A weight that is stored in groups already, exactly: quants (outputs, inputs), uint8 in 0…15, or int8 in -127…127 without
+    offsets; factors and offsets (outputs, inputs / 32) float16.
     """
     outputs, inputs = quants.shape
     missing = -outputs % ROWS
     if missing:
-        quants, factors, offsets = (
-            torch.cat((each, each.new_zeros(missing, each.shape[1]))) for each in (quants, factors, offsets)
-        )
-    tiles = join_int4(quants.contiguous().view(-1, inputs // GROUP, GROUP), factors.contiguous(), offsets.contiguous())
-    return PackedWeight("int4", outputs, inputs, tiles, None)
+        quants, factors = (torch.cat((each, each.new_zeros(missing, each.shape[1]))) for each in (quants, factors))
+        offsets = None if offsets is None else torch.cat((offsets, offsets.new_zeros(missing, offsets.shape[1])))
+    quants = quants.contiguous().view(-1, inputs // GROUP, GROUP)
+    if offsets is None:
+        return PackedWeight("int8", outputs, inputs, _join_int8(quants, factors))
+    return PackedWeight("int4", outputs, inputs, join_int4(quants, factors.contiguous(), offsets.contiguous()))
 
 
-def _padded(matrix: Tensor) -> Tensor:
-    outputs, inputs = matrix.shape
-    rows, columns = -(-outputs // ROWS) * ROWS, -(-inputs // COLUMNS) * COLUMNS
-    if (rows, columns) == (outputs, inputs):
-        return matrix
-    larger = matrix.new_zeros(rows, columns)
-    larger[:outputs, :inputs] = matrix
-    return larger
+def _join_int8(numbers: Tensor, factors: Tensor) -> Tensor:
+    """numbers (outputs, groups, 32) int8, factors (outputs, groups) float16 → bytes of tiles; outputs a multiple of 16."""
+    outputs, groups = factors.shape
+    by_tile = numbers.view(torch.uint8).view(outputs // ROWS, ROWS, groups, GROUP).permute(0, 2, 1, 3)
+    return torch.cat((by_tile.reshape(outputs // ROWS, groups, 512), _by_tile(factors)), dim=-1).flatten()
 
 
-def _tiled(matrix: Tensor) -> Tensor:
-    """(outputs, inputs) → bytes of [outputs/16][inputs/32][16][32]."""
-    matrix = _padded(matrix)
-    shape = (matrix.shape[0] // ROWS, ROWS, matrix.shape[1] // COLUMNS, COLUMNS)
-    return matrix.view(shape).permute(0, 2, 1, 3).contiguous().view(torch.uint8).flatten()
-
-
-def _int4(matrix: Tensor) -> Tensor:
-    groups = _padded(matrix).unflatten(1, (-1, GROUP))
-    low, high = groups.amin(-1), groups.amax(-1)
-    factors, offsets = ((high - low) / 15).half(), low.half()
-    divisors = factors.float().masked_fill(factors == 0, 1.0)
-    nibbles = ((groups - offsets.float()[..., None]) / divisors[..., None]).round().clamp(0, 15).to(torch.uint8)
-    return join_int4(nibbles, factors, offsets)
+def _by_tile(values: Tensor) -> Tensor:
+    """(outputs, groups) float16 → bytes (outputs/16, groups, 32)."""
+    outputs, groups = values.shape
+    turned = values.reshape(outputs // ROWS, ROWS, groups).permute(0, 2, 1).contiguous()
+    return turned.view(torch.uint8).view(outputs // ROWS, groups, 32)
 
 
 def join_int4(nibbles: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
@@ -130,11 +114,13 @@ def join_int4(nibbles: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
     pairs = nibbles.view(outputs // ROWS, ROWS // 2, 2, groups, GROUP)
     joined = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).permute(0, 2, 1, 3).reshape(outputs // ROWS, groups, 256)
 
-    def by_tile(values: Tensor) -> Tensor:
-        turned = values.view(outputs // ROWS, ROWS, groups).permute(0, 2, 1).contiguous()
-        return turned.view(torch.uint8).view(outputs // ROWS, groups, 32)
+    return torch.cat((joined, _by_tile(factors), _by_tile(offsets)), dim=-1).flatten()
 
-    return torch.cat((joined, by_tile(factors), by_tile(offsets)), dim=-1).flatten()
+
+def _int8_values(tiles: Tensor) -> Tensor:
+    """(outputs/16, depth, 544) bytes → (outputs/16, depth, 16, 32) float32."""
+    numbers = tiles[..., :512].unflatten(-1, (ROWS, GROUP)).view(torch.int8).float()
+    return numbers * tiles[..., 512:].contiguous().view(torch.float16).float()[..., None]
 
 
 def _int4_values(tiles: Tensor) -> Tensor:
@@ -170,7 +156,7 @@ def gated_mlp(
     rows = x.numel() // gate_up.inputs
     between = active.empty(-(-rows // ROWS) * down.depth * ROWS * COLUMNS)
     active.step(
-        "gated_linear", gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up.scales, gate_up_bias,
+        "gated_linear", gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up_bias,
         _packed_rows(x, rows, gate_up.inputs), rows, between, int(tanh_form), _scratch(rows, gate_up),
     )  # fmt: skip
     return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
@@ -189,7 +175,7 @@ def _product(
     active, rows = _active(), math.prod(shape)
     out = active.empty(*shape, weight.outputs, dtype=dtype)
     active.step(
-        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, weight.scales, bias, x, weight.inputs, packed,
+        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, packed,
         rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight),
     )  # fmt: skip
     return out
@@ -212,7 +198,7 @@ def embed(token_ids: Tensor, weight: PackedWeight, factor: float = 1.0) -> Tenso
     active = _active()
     out = active.empty(*token_ids.shape, weight.inputs)
     active.step(
-        "embed", weight.tiles, KINDS[weight.kind], weight.inputs, weight.scales, token_ids, token_ids.numel(), out, float(factor),
+        "embed", weight.tiles, KINDS[weight.kind], weight.inputs, token_ids, token_ids.numel(), out, float(factor),
         int(token_ids.dtype == torch.int32),
     )  # fmt: skip
     return out

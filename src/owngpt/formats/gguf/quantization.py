@@ -58,18 +58,21 @@ def dequantize(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...], 
     return result.view(shape)
 
 
-def in_groups(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor] | None:
-    """A stored matrix as quants (rows, columns) uint8 in 0 to 15, factors and offsets (rows, columns / 32) float16, with
-    value = factor * quant + offset; None where it is not stored in 4 bits, or not exactly so.
+def in_groups(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor | None] | None:
+    """A stored matrix as quants (rows, columns), factors and offsets (rows, columns / 32) float16, with
+    value = factor * quant + offset: uint8 from 0 to 15, or int8 without offsets. None where it is not stored so, or not exactly.
     """
-    if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1) or len(shape) != 2:
+    if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0) or len(shape) != 2:
         return None
     block, width = GGML_QUANT_SIZES[kind]
+    numbers_end = {GGMLQuantizationType.Q4_1: 4}.get(kind, 2)
     blocks = torch.from_numpy(data.reshape(shape[0], shape[1] // block, width))
-    numbers = blocks[..., : width - block // 2].contiguous().view(torch.float16)
-    packed = blocks[..., width - block // 2 :]
-    quants = torch.cat((packed & 15, packed >> 4), dim=-1).view(shape)
+    numbers = blocks[..., :numbers_end].contiguous().view(torch.float16)
+    packed = blocks[..., numbers_end:]
     factors = numbers[..., 0].contiguous()
+    if kind == GGMLQuantizationType.Q8_0:
+        return packed.contiguous().view(torch.int8).view(shape), factors, None
+    quants = torch.cat((packed & 15, packed >> 4), dim=-1).view(shape)
     offsets = numbers[..., 1].contiguous() if kind == GGMLQuantizationType.Q4_1 else -8 * factors
     return (quants, factors, offsets) if bool(offsets.isfinite().all()) else None
 

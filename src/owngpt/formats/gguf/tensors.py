@@ -69,13 +69,18 @@ class GGUFTensors:
         return pair.read([self._unpacked(self._stored[stored]) for stored in pair.stored])
 
     def read_grouped(self, name: str) -> GroupedTensor | None:
-        """A tensor in the groups of 4 bits that it is stored in, or None."""
+        """A tensor in the groups of 32 that it is stored in, or None."""
         pair = self._pairings[name]
         if not pair.by_rows or len(pair.stored) != 1:
             return None
         tensor = self._stored[pair.stored[0]]
         found = in_groups(self._bytes[tensor.start : tensor.start + tensor.size], tensor.kind, tensor.shape)
-        return None if found is None else GroupedTensor(*(pair.read([each]) for each in found))
+        if found is None:
+            return None
+        quants, factors, offsets = (None if each is None else pair.read([each]) for each in found)
+        assert quants is not None
+        assert factors is not None
+        return GroupedTensor(quants, factors, offsets)
 
     def release(self, name: str) -> None:
         """See :class:`owngpt.formats.weights.TensorSource`: the pages of the mapped file go, and are read again when touched."""

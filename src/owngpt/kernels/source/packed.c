@@ -3,15 +3,13 @@
  * A weight (outputs x inputs) lies as tiles of 16 outputs x 32 inputs, all tiles of 16 outputs side by side: one row reads
  * memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
  * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side.
- * Kinds of tile: bf16 as is (1,024 bytes); int8 with one factor an output (512 bytes); int4 in groups of 32 inputs, each with a
- * half-precision factor and offset (320 bytes: 256 of nibbles, 16 factors, 16 offsets). */
+ * Kinds of tile: bf16 as is (1,024 bytes); int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes:
+ * 512 numbers, 16 factors); int4 with a factor and an offset for each group (320 bytes: 256 of nibbles, 16 factors, 16 offsets). */
 #include "steps.h"
 
 #ifdef __AMX_BF16__
 
-enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, TILE = 512 };
-
-static inline int64_t tile_bytes(int64_t kind) { return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_INT8 ? 512 : 320; }
+enum { TILE = 512 };
 
 /* The table of one group: value of nibble i is i * factor + offset, 16 entries twice over. */
 static inline __m512i nibble_table(const uint8_t *tile, int row) {
@@ -30,11 +28,25 @@ static inline void int4_rows(const uint8_t *tile, int pair, __m512i *even, __m51
     *odd = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), nibble_table(tile, 2 * pair + 1));
 }
 
-static inline __m512i int8_row(const uint8_t *tile, int row) {
+/* 32 small whole numbers as floats. */
+static inline void int8_floats(const uint8_t *tile, int row, __m512 *low, __m512 *high) {
     __m256i bytes = _mm256_loadu_si256((const __m256i *)(tile + 32 * row));
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+    *low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
+    *high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+}
+
+/* The numbers of a row of an int8 tile as bf16, in which they are exact: without the factor. */
+static inline __m512i int8_numbers(const uint8_t *tile, int row) {
+    __m512 low, high;
+    int8_floats(tile, row, &low, &high);
     return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* The values of a row of an int8 tile. */
+static inline __m512i int8_row(const uint8_t *tile, int row) {
+    __m512 low, high, factor = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 512))[row]));
+    int8_floats(tile, row, &low, &high);
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, factor), _mm512_mul_ps(low, factor));
 }
 
 /* `count` tiles of a quantized weight as bf16 tiles. */
@@ -70,7 +82,7 @@ void owngpt_step_pack_rows(const int64_t *slots, int me, int threads) {
 
 typedef struct {
     const uint8_t *weight;
-    const float *scales, *bias; /* an output each, or NULL */
+    const float *bias; /* an output each, or NULL */
     int64_t kind, outputs, inputs, rows, depth, out_stride, x_stride;
     const bf16 *x, *tiles; /* row-major rows x inputs; packed */
     void *out;
@@ -78,7 +90,6 @@ typedef struct {
 } Linear;
 
 static inline __m512 finish(const Linear *l, int64_t output, __m512 sums, __mmask16 here) {
-    if (l->scales) sums = _mm512_mul_ps(sums, _mm512_maskz_loadu_ps(here, l->scales + output));
     if (l->bias) sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(here, l->bias + output));
     return sums;
 }
@@ -108,7 +119,7 @@ static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {
 }
 
 /* Vector dot products of `lines` of a tile's outputs (from `from` on) with `rows` tokens. Both are constants where this is
- * inlined, so that the sums stay in registers. An int4 group is summed as nibbles and multiplied once. */
+ * inlined, so that the sums stay in registers. A group of small numbers is summed as they are and multiplied once. */
 static inline __attribute__((always_inline)) void few_lines(const Linear *l, const uint8_t *tile, int64_t ahead, int from, const int lines,
                                                             const int rows, float *out) {
     const __m512i nibbles = (__m512i)_mm512_cvtne2ps_pbh(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
@@ -133,9 +144,17 @@ static inline __attribute__((always_inline)) void few_lines(const Linear *l, con
                     sums[i + 1][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), odd, x[m]), _mm512_set1_ps(factors[from + i + 1]), sums[i + 1][m]);
                 }
             }
+        } else if (l->kind == WEIGHT_INT8) {
+            float factors[16];
+            _mm512_storeu_ps(factors, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 512))));
+            for (int i = 0; i < lines; i++) {
+                __m512bh w = (__m512bh)int8_numbers(tile, from + i);
+                for (int m = 0; m < rows; m++)
+                    sums[i][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), w, x[m]), _mm512_set1_ps(factors[from + i]), sums[i][m]);
+            }
         } else
             for (int i = 0; i < lines; i++) {
-                __m512bh w = (__m512bh)(l->kind == WEIGHT_BF16 ? _mm512_loadu_si512(tile + 64 * (from + i)) : int8_row(tile, from + i));
+                __m512bh w = (__m512bh)_mm512_loadu_si512(tile + 64 * (from + i));
                 for (int m = 0; m < rows; m++) sums[i][m] = _mm512_dpbf16_ps(sums[i][m], w, x[m]);
             }
     }
@@ -266,19 +285,20 @@ static const bf16 *as_bf16(const Linear *l, int64_t block, int64_t count, bf16 *
     return scratch;
 }
 
-/* slots: weight, kind, outputs, inputs, scales, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows), rows, out, out's stride, wide, scratch of
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows), rows, out, out's stride, wide, scratch of
  * 2 x depth tiles a thread. */
 void owngpt_step_linear(const int64_t *slots, int me, int threads) {
-    Linear l = {POINTER(const uint8_t, 0), POINTER(const float, 4), POINTER(const float, 5), slots[1], slots[2], slots[3], slots[9],
-                (slots[3] + 31) / 32, slots[11], slots[7], POINTER(const bf16, 6), POINTER(const bf16, 8), POINTER(void, 10), (int)slots[12]};
+    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
+                .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
+                .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
     if (!l.tiles) {
         row_share(blocks, me, threads, &first, &last);
-        few_rows(&l, first, last, POINTER(float, 13) + me * l.depth * TILE);
+        few_rows(&l, first, last, POINTER(float, 12) + me * l.depth * TILE);
         return;
     }
     int64_t share = 2 * l.depth * TILE + (l.rows + 15) / 16 * 1024; /* weights as bf16, sums as floats */
-    bf16 *scratch = POINTER(bf16, 13) + me * share;
+    bf16 *scratch = POINTER(bf16, 12) + me * share;
     float *sums = (float *)(scratch + 2 * l.depth * TILE);
     row_share((blocks + 1) / 2, me, threads, &first, &last);
     for (int64_t pair = first; pair < last; pair++) {
@@ -309,10 +329,11 @@ static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_
         __m512 values[2];
         for (int side = 0; side < 2; side++) {
             int64_t at = output + i + side;
-            float scale0 = l->scales ? l->scales[at] : 1.0f, scale1 = l->scales ? l->scales[width + at] : 1.0f;
-            float bias0 = l->bias ? l->bias[at] : 0.0f, bias1 = l->bias ? l->bias[width + at] : 0.0f;
-            __m512 gate = _mm512_fmadd_ps(_mm512_loadu_ps(c + 16 * (i + side)), _mm512_set1_ps(scale0), _mm512_set1_ps(bias0));
-            __m512 up = _mm512_fmadd_ps(_mm512_loadu_ps(c + 256 + 16 * (i + side)), _mm512_set1_ps(scale1), _mm512_set1_ps(bias1));
+            __m512 gate = _mm512_loadu_ps(c + 16 * (i + side)), up = _mm512_loadu_ps(c + 256 + 16 * (i + side));
+            if (l->bias) {
+                gate = _mm512_add_ps(gate, _mm512_set1_ps(l->bias[at]));
+                up = _mm512_add_ps(up, _mm512_set1_ps(l->bias[width + at]));
+            }
             values[side] = _mm512_mul_ps(activated(gate, tanh_form), up);
         }
         _mm512_storeu_si512(tile + 16 * (output % 32) + 16 * i, pair_up(values[0], values[1]));
@@ -320,14 +341,14 @@ static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_
 }
 
 /* A gated layer's first half: gate and up products and the activation, straight into the packed input of the second half.
- * slots: weight (gate's outputs, then up's; as many, a multiple of 32), kind, outputs, inputs, scales, bias, packed x, rows,
+ * slots: weight (gate's outputs, then up's; as many, a multiple of 32), kind, outputs, inputs, bias, packed x, rows,
  * packed out, whether GELU instead of SiLU, scratch as in linear. */
 void owngpt_step_gated_linear(const int64_t *slots, int me, int threads) {
-    Linear l = {.weight = POINTER(const uint8_t, 0), .scales = POINTER(const float, 4), .bias = POINTER(const float, 5), .kind = slots[1],
-                .outputs = slots[2], .inputs = slots[3], .rows = slots[7], .depth = (slots[3] + 31) / 32, .tiles = POINTER(const bf16, 6)};
-    bf16 *out = POINTER(bf16, 8);
+    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2],
+                .inputs = slots[3], .rows = slots[6], .depth = (slots[3] + 31) / 32, .tiles = POINTER(const bf16, 5)};
+    bf16 *out = POINTER(bf16, 7);
     int64_t groups = (l.rows + 15) / 16, half = l.outputs / 32, first, last, share = 2 * l.depth * TILE + groups * 1024;
-    bf16 *scratch = POINTER(bf16, 10) + me * share;
+    bf16 *scratch = POINTER(bf16, 9) + me * share;
     float *sums = (float *)(scratch + 2 * l.depth * TILE);
     row_share(half / 2, me, threads, &first, &last);
     for (int64_t block = 2 * first; block < 2 * last; block++) {
@@ -339,23 +360,21 @@ void owngpt_step_gated_linear(const int64_t *slots, int me, int threads) {
             ask_for_weights(l.weight + (half + block + 1) * l.depth * tile_bytes(l.kind), bytes, from, to, l.depth);
             for (int64_t g = 0; g < groups; g++) {
                 two_blocks(l.tiles + g * l.depth * TILE, gate, up, from, to, sums + 512 * g);
-                if (to == l.depth) put_gated(&l, sums + 512 * g, 16 * block, (int)slots[9], out + (g * half / 2 + block / 2) * TILE);
+                if (to == l.depth) put_gated(&l, sums + 512 * g, 16 * block, (int)slots[8], out + (g * half / 2 + block / 2) * TILE);
             }
         }
     }
 }
 
-/* Rows of a packed weight: slots weight, kind, inputs, scales, ids, rows, out (bf16), factor, whether ids have 32 bits. */
+/* Rows of a packed weight: slots weight, kind, inputs, ids, rows, out (bf16), factor, whether ids have 32 bits. */
 void owngpt_step_embed(const int64_t *slots, int me, int threads) {
     const uint8_t *weight = POINTER(const uint8_t, 0);
-    const float *scales = POINTER(const float, 3);
-    bf16 *out = POINTER(bf16, 6);
+    bf16 *out = POINTER(bf16, 5);
     int64_t kind = slots[1], inputs = slots[2], depth = (inputs + 31) / 32, bytes = tile_bytes(kind), first, last;
-    float factor = NUMBER(7);
-    row_share(slots[5], me, threads, &first, &last);
+    float scale = NUMBER(6);
+    row_share(slots[4], me, threads, &first, &last);
     for (int64_t row = first; row < last; row++) {
-        int64_t id = slots[8] ? POINTER(const int32_t, 4)[row] : POINTER(const int64_t, 4)[row], lane = id % 16;
-        float scale = factor * (scales ? scales[id] : 1.0f);
+        int64_t id = slots[7] ? POINTER(const int32_t, 3)[row] : POINTER(const int64_t, 3)[row], lane = id % 16;
         for (int64_t k = 0; k < depth; k++) {
             const uint8_t *tile = weight + (id / 16 * depth + k) * bytes;
             __m512i even, odd, values;
