@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import threading
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from owngpt.engine.admission import checked_prompt
 from owngpt.engine.beam import BeamSearch
 from owngpt.engine.blocks import BlockPool
 from owngpt.engine.branches import Branches
@@ -26,6 +29,7 @@ from owngpt.engine.runner import Runner
 from owngpt.engine.sampling import Choice, Sampler, pick
 from owngpt.engine.scheduler import Scheduler, Task, Work
 from owngpt.engine.sequence import TextSequence
+from owngpt.engine.speculation import Speculation
 from owngpt.errors import EngineError, ModelFolderError, OwnGPTError, UsageError
 from owngpt.formats.peft import load_adapter
 from owngpt.text.tokenizer import Tokenizer
@@ -54,6 +58,10 @@ class EngineStats:
     free_blocks: int
     cached_blocks: int
     """Free blocks whose content can still be found."""
+    guessed_tokens: int
+    """Tokens that speculation guessed."""
+    accepted_tokens: int
+    """Those of them that the texts went on with."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -66,7 +74,7 @@ class _Outcome:
 
     done: Sequence[Work]
     logits: Tensor
-    """(R, V), a row for each complete work of ``done``."""
+    """(R, V), the rows of each work of ``done``."""
     errors: dict[Task, OwnGPTError]
 
 
@@ -76,14 +84,34 @@ _NO_LOGITS = torch.empty(0, 0)
 class Engine:
     """Runs requests over a runner. Close it, or use it as a context manager, to end its thread."""
 
-    def __init__(self, runner: Runner, tokenizer: Tokenizer, *, context_length: int, most_rows: int = 64) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        *,
+        context_length: int,
+        most_rows: int = 64,
+        speculation: Speculation | None = None,
+    ) -> None:
         """
         :param runner: a model and the memory of its cache.
         :param context_length: longest text in tokens, prompt included.
         :param most_rows: texts that are written side by side.
+        :param speculation: how to guess tokens; its own for each engine.
+        :raises UsageError: the context is longer than the model's.
         """
+        config = runner.config
+        if context_length > config.context_length:
+            raise UsageError(
+                f"context_length {context_length} is more than the {config.context_length} positions that the model knows; "
+                f"use {config.context_length} or less"
+            )
         self.runner, self.tokenizer, self.context_length = runner, tokenizer, context_length
-        self._scheduler = Scheduler(BlockPool(runner.blocks, runner.block_size), most_rows=most_rows)
+        windows = [config.window(layer) for layer in range(config.layers)]
+        self._scheduler = Scheduler(
+            BlockPool(runner.blocks, runner.block_size), most_rows=most_rows, window=max(windows) if all(windows) else 0
+        )
+        self._speculation = speculation
         self._samplers: dict[Task, Sampler] = {}
         self._adapters: dict[str, object] = {}  # name → a mark of this very loading
         self._loading = threading.Lock()
@@ -91,8 +119,9 @@ class Engine:
         self._new: list[Task] = []
         self._cancelled: set[Stream] = set()
         self._counts = dict.fromkeys(
-            ("requests", "finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "written_tokens", "steps"), 0
-        )
+            ("requests", "finished", "failed", "cancelled", "prompt_tokens", "cached_tokens", "written_tokens", "steps",
+             "guessed_tokens", "accepted_tokens"), 0
+        )  # fmt: skip
         self._arrivals, self._closing = 0, False
         self._thread: threading.Thread | None = None
 
@@ -108,7 +137,7 @@ class Engine:
         :raises UsageError: a field is out of range, the prompt does not fit, or too many texts wait.
         :raises EngineError: the engine is closed.
         """
-        prompt = self._checked(request)
+        prompt = checked_prompt(request, self.tokenizer, self.context_length, self._scheduler)
         samplers = self._new_samplers(request, len(prompt))
         stream = Stream(request.config.num_return_sequences, lambda: self._cancel(stream))
         with self._lock:
@@ -191,34 +220,6 @@ class Engine:
 
     # Submitting
 
-    def _checked(self, request: Request) -> list[int]:
-        prompt = list(request.prompt_ids)
-        if not prompt:
-            if self.tokenizer.begin_of_text_id is None:
-                raise UsageError("the prompt is empty and this tokenizer has no token to begin a text with; give some text")
-            prompt = [self.tokenizer.begin_of_text_id]
-        limit = self.context_length - 1
-        if len(prompt) > limit:
-            raise UsageError(
-                f"the prompt is {len(prompt)} tokens; this model's context of {limit + 1} leaves room for at most {limit}: "
-                "shorten the prompt"
-            )
-        vocabulary = self.tokenizer.vocab_size
-        wrong = next((token_id for token_id in prompt if not 0 <= token_id < vocabulary), None)
-        if wrong is not None:
-            raise UsageError(f"token id {wrong} of the prompt is outside the vocabulary, 0 to {vocabulary - 1}")
-        longest = min(len(prompt) + request.config.max_new_tokens, self.context_length)
-        if request.config.num_beams > 1:
-            longest = -(-longest // self.runner.block_size) * self.runner.block_size * request.config.num_beams
-        memory = self._scheduler.pool.size * self.runner.block_size
-        if longest > memory:
-            beams = f" and num_beams {request.config.num_beams}" if request.config.num_beams > 1 else ""
-            raise UsageError(
-                f"the prompt of {len(prompt)} tokens with max_new_tokens {request.config.max_new_tokens}{beams} needs room for "
-                f"{longest} tokens; the engine has memory for {memory}: write fewer tokens or give the engine more memory"
-            )
-        return prompt
-
     def _adapter_mark(self, name: str | None) -> object:
         if name is None:
             return None
@@ -248,7 +249,9 @@ class Engine:
         return self.tokenizer.stop_ids if request.end_ids is None else request.end_ids
 
     def _text(self, request: Request, prompt_tokens: int) -> TextSequence:
-        return TextSequence(self.tokenizer, request.config, self._end_ids(request), self.context_length - prompt_tokens)
+        rolls = request.on_full == "roll"
+        limit = request.config.max_new_tokens if rolls else self.context_length - prompt_tokens
+        return TextSequence(self.tokenizer, request.config, self._end_ids(request), limit)
 
     def _cancel(self, stream: Stream) -> None:
         with self._lock:
@@ -269,10 +272,14 @@ class Engine:
                     return
                 plan = self._scheduler.plan()
             started = time.perf_counter()
+            plan = self._with_guesses(plan)
             outcome = self._run(plan)
             with self._lock:
-                self._after(outcome)
-                self._scheduler.took(plan, time.perf_counter() - started)
+                written = self._after(outcome)
+                seconds = time.perf_counter() - started
+                self._scheduler.took(plan, seconds)
+                if self._speculation is not None:
+                    self._speculation.took(plan, written, seconds)
 
     def _receive(self) -> None:
         """New tasks in, cancelled ones out."""
@@ -294,6 +301,23 @@ class Engine:
         for task in list(self._samplers):
             self._drop(task)
 
+    def _with_guesses(self, plan: list[Work]) -> list[Work]:
+        if self._speculation is None:
+            return plan
+        try:
+            with torch.inference_mode():
+                guesses = self._speculation.guess(plan, self.context_length)
+        except Exception as error:  # the texts do not need it
+            warnings.warn(f"speculation is off: {error}", RuntimeWarning, stacklevel=1)
+            self._speculation = None
+            return plan
+        if not guesses:
+            return plan
+        with self._lock:
+            plan = [self._scheduler.with_guesses(work, guesses.get(work.task, ())) for work in plan]
+            self._counts["guessed_tokens"] += sum(len(work.guessed) for work in plan)
+        return plan
+
     def _run(self, plan: Sequence[Work]) -> _Outcome:
         try:
             with torch.inference_mode():
@@ -309,32 +333,49 @@ class Engine:
             {task: error for outcome in outcomes for task, error in outcome.errors.items()},
         )
 
-    def _after(self, outcome: _Outcome) -> None:
+    def _after(self, outcome: _Outcome) -> dict[Task, int]:
+        """Go on with every text. :returns: how many tokens were written of each."""
         self._counts["steps"] += 1
         for task, error in outcome.errors.items():
             self._fail(task, error)
-        due = [work.task for work in outcome.done if work.complete]
-        alive = [work for work in outcome.done if work.task in self._samplers]
-        for work in alive:
+        ends = list(accumulate(work.rows for work in outcome.done))
+        due = {work.task: (end - work.rows, work.guessed) for work, end in zip(outcome.done, ends, strict=True) if work.complete}
+        for work in [work for work in outcome.done if work.task in self._samplers]:
             self._scheduler.advance(work)
-        if not due:
-            return
-        known = [task for task in due if task in self._samplers]
-        logits = outcome.logits if len(known) == len(due) else outcome.logits[[task in self._samplers for task in due]]
-        single = [row for row, task in enumerate(known) if task.branches is None]
-        choices = self._choose(logits if len(single) == len(known) else logits[single], [known[row] for row in single])
-        for task, choice in choices.items():
-            if task not in self._samplers:  # a sibling failed just before
-                continue
-            if isinstance(choice, OwnGPTError):
-                self._fail(task, choice)
-            else:
-                self._push(task, choice)
-        for row, task in enumerate(known):
+        known = {task: place for task, place in due.items() if task in self._samplers}
+        written = self._write(outcome.logits, {task: place for task, place in known.items() if task.branches is None})
+        for task, (row, _) in known.items():
             if task.branches is not None and task in self._samplers:
                 self._start(task)
-                if task.branches.receive(task, logits[row]):
+                if task.branches.receive(task, outcome.logits[row]):
                     self._branch(task, task.branches)
+        return written
+
+    def _write(self, logits: Tensor, places: dict[Task, tuple[int, tuple[int, ...]]]) -> dict[Task, int]:
+        """The next token of each text, and more where it was guessed right: then the row after it is that of the next token.
+
+        :param places: for each text its first row and what was guessed.
+        """
+        written: dict[Task, int] = dict.fromkeys(places, 0)
+        while places:
+            rows = [row for row, _ in places.values()]
+            choices = self._choose(logits if rows == list(range(len(logits))) else logits[rows], list(places))
+            following = {}
+            for task, choice in choices.items():
+                if task not in self._samplers:  # a sibling failed just before
+                    continue
+                if isinstance(choice, OwnGPTError):
+                    self._fail(task, choice)
+                    continue
+                self._push(task, choice)
+                written[task] += 1
+                row, guessed = places[task]
+                if task in self._samplers and guessed and guessed[0] == choice.token_id:
+                    self._scheduler.advance(Work(task, 1))
+                    self._counts["accepted_tokens"] += 1
+                    following[task] = (row + 1, guessed[1:])
+            places = following
+        return written
 
     def _choose(self, logits: Tensor, tasks: Sequence[Task]) -> dict[Task, Choice | OwnGPTError]:
         try:
@@ -390,6 +431,10 @@ class Engine:
             task.stream.put(Finished(task.index, generation, usage))
             self._counts["finished"] += 1
             self._drop(task)
+        elif task.length > self.context_length:
+            self._scheduler.roll(task, self.context_length)
+            if self._speculation is not None:
+                self._speculation.forget(task)
 
     def _fail(self, task: Task, error: OwnGPTError) -> None:
         """End a request, all its texts: its stream says why."""
@@ -403,6 +448,8 @@ class Engine:
 
     def _drop(self, task: Task, *, forget: bool = False) -> None:
         del self._samplers[task]
+        if self._speculation is not None:
+            self._speculation.forget(task)
         blocks = list(task.blocks)
         self._scheduler.remove(task, forget=forget)
         if forget:
@@ -417,5 +464,5 @@ def _only(task: Task, error: OwnGPTError) -> dict[Task, OwnGPTError]:
 
 def _part(work: Work) -> Part:
     task = work.task
-    token_ids = task.token_ids[task.computed : task.computed + work.count]
-    return Part(token_ids, task.computed, task.blocks, int(work.complete), task.request.adapter)
+    token_ids = [*task.visible(task.computed, task.computed + work.count), *work.guessed]
+    return Part(token_ids, task.computed, task.blocks, work.rows, task.request.adapter)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from owngpt.engine.blocks import BlockPool
+from owngpt.engine.blocks import SPARE_BLOCK, BlockPool
 from owngpt.engine.request import Request, Stream
 from owngpt.engine.sequence import TextSequence
 
@@ -25,6 +25,8 @@ SMALLEST_PIECE = 16
 SLOWDOWN = 1.7
 """How much longer than a step of writers alone a step with a piece of a prompt may take."""
 MOST_ROWS = 64
+SINKS = 4
+"""First tokens of a text that is longer than the context and goes on: what attention leans on (arXiv 2309.17453)."""
 
 
 @dataclass(eq=False)
@@ -48,13 +50,30 @@ class Task:
     """Tokens whose keys and values are in the blocks."""
     cached_tokens: int = 0
     started: bool = False
+    skipped: int = 0
+    """Tokens after the first :data:`SINKS` that the model no longer sees."""
+    unseen: int = 0
+    """Leading blocks that were given back, since no layer's window reaches them any more."""
     branches: Branches | None = None
     """The search that this text is a beam of."""
 
     @property
+    def length(self) -> int:
+        """Tokens that the model sees."""
+        return len(self.token_ids) - self.skipped
+
+    @property
     def left(self) -> int:
         """Tokens to compute before the next one can be chosen."""
-        return len(self.token_ids) - self.computed
+        return self.length - self.computed
+
+    def visible(self, start: int = 0, end: int | None = None) -> list[int]:
+        """The tokens that the model sees, or some of them."""
+        end = self.length if end is None else end
+        if not self.skipped:
+            return self.token_ids[start:end]
+        behind = max(start, SINKS) + self.skipped
+        return self.token_ids[start : min(end, SINKS)] + self.token_ids[behind : max(end + self.skipped, behind)]
 
 
 @dataclass(frozen=True)
@@ -63,18 +82,28 @@ class Work:
 
     task: Task
     count: int
+    guessed: tuple[int, ...] = ()
+    """Tokens that may follow, to be checked in the same step."""
 
     @property
     def complete(self) -> bool:
         """Whether the task's next token can be chosen after this."""
         return self.count == self.task.left
 
+    @property
+    def rows(self) -> int:
+        """Of logits."""
+        return 1 + len(self.guessed) if self.complete else 0
+
 
 class Scheduler:
     """Waiting and running tasks. Takes blocks from the pool; the engine tells it what each step took."""
 
-    def __init__(self, pool: BlockPool, *, most_rows: int = MOST_ROWS, largest_piece: int = LARGEST_PIECE) -> None:
-        self.pool = pool
+    def __init__(
+        self, pool: BlockPool, *, most_rows: int = MOST_ROWS, largest_piece: int = LARGEST_PIECE, window: int = 0
+    ) -> None:
+        """:param window: tokens that the layer that looks back farthest sees; 0 for all."""
+        self.pool, self._window = pool, window
         self.waiting: deque[Task] = deque()
         self.running: list[Task] = []
         self.preemptions = 0
@@ -125,6 +154,32 @@ class Scheduler:
                 max(SMALLEST_PIECE, self._piece * 3 // 4) if slow else min(self._piece + SMALLEST_PIECE, self._largest_piece)
             )
 
+    def longest_held(self, tokens: int) -> int:
+        """Tokens whose blocks a text of so many holds at most, when it has been computed piece by piece."""
+        if not self._window:
+            return tokens
+        return min(tokens, self._window + self._largest_piece + 3 * self.pool.block_size)
+
+    def with_guesses(self, work: Work, guessed: Sequence[int]) -> Work:
+        """A work with as many of these tokens as fit in memory that nobody needs now."""
+        task, size = work.task, self.pool.block_size
+        wanted = task.computed + work.count + len(guessed)
+        while len(task.blocks) * size < wanted and self.pool.available > len(self.running):
+            block = self.pool.allocate()
+            assert block is not None
+            task.blocks.append(block)
+        room = len(task.blocks) * size - task.computed - work.count
+        return replace(work, guessed=tuple(guessed[: max(room, 0)]))
+
+    def roll(self, task: Task, context_length: int) -> None:
+        """A text has become longer than the context: the model goes on seeing its first tokens and its latest ones.
+
+        What it still sees moves to other positions, so its keys and values are computed again, as a prompt's. With half of
+        the context kept that is one token of a prompt for each token that is written.
+        """
+        task.skipped += task.length - max(context_length // 2, SINKS + 1)
+        self._let_go(task)
+
     def advance(self, work: Work) -> None:
         """The step's keys and values of a task are in its blocks now."""
         task = work.task
@@ -134,7 +189,8 @@ class Scheduler:
             start = len(task.serials) * size
             parent = task.serials[-1] if task.serials else None
             block = task.blocks[len(task.serials)]
-            task.serials.append(self.pool.record(block, parent, task.token_ids[start : start + size], task.root))
+            task.serials.append(self.pool.record(block, parent, task.visible(start, start + size), task.root))
+        self._let_go_unseen(task)
 
     def remove(self, task: Task, *, forget: bool = False) -> None:
         """A task has ended, for whatever reason: its blocks are free."""
@@ -150,15 +206,16 @@ class Scheduler:
         :param task: with nothing left to compute, or waiting without blocks.
         :param index: its place among the texts of the request.
         """
-        twin = replace(task, index=index, token_ids=list(task.token_ids), blocks=[], serials=[], computed=0)
+        twin = replace(task, index=index, token_ids=list(task.token_ids), blocks=[], serials=[], computed=0, unseen=0)
         full, rest = divmod(task.computed, self.pool.block_size)
         block = self.pool.allocate() if rest else None
         if task not in self.running or (rest and block is None):
             self.waiting.appendleft(twin)  # it computes its tokens again when there is room
             return twin
-        for shared in task.blocks[:full]:
+        for shared in task.blocks[task.unseen : full]:
             self.pool.hold(shared)
         twin.blocks, twin.serials, twin.computed = task.blocks[:full], task.serials[:full], task.computed
+        twin.unseen = task.unseen
         if block is not None:
             copy_block(task.blocks[full], block)
             twin.blocks.append(block)
@@ -167,7 +224,9 @@ class Scheduler:
 
     def check(self) -> None:
         """Our own invariants."""
-        self.pool.check([task.blocks for task in (*self.running, *self.waiting)])
+        tasks = (*self.running, *self.waiting)
+        assert all(set(task.blocks[: task.unseen]) <= {SPARE_BLOCK} for task in tasks)
+        self.pool.check([task.blocks[task.unseen :] for task in tasks])
 
     def _add_piece(self, plan: list[Work], task: Task, budget: int) -> int:
         """Plan as much of a task as the budget and the memory allow. :returns: the tokens planned."""
@@ -179,8 +238,11 @@ class Scheduler:
 
     def _admit(self, task: Task) -> bool:
         """Whether the task's tokens fit the memory that is free now; what is known of them is taken from the cache."""
-        blocks, serials = self.pool.match(task.token_ids, task.root)
-        needed = -(-(len(task.token_ids) + 1) // self.pool.block_size) - len(blocks)
+        blocks, serials = self.pool.match(task.visible(), task.root)
+        needed = min(
+            -(-(task.length + 1) // self.pool.block_size) - len(blocks),
+            -(-self.longest_held(task.length + 1) // self.pool.block_size),
+        )
         if needed > self.pool.available:
             self.pool.release(blocks)
             return False
@@ -188,6 +250,7 @@ class Scheduler:
         task.computed = len(blocks) * self.pool.block_size
         if not task.started:
             task.cached_tokens = task.computed
+        self._let_go_unseen(task)
         return True
 
     def _waits_for_sibling(self, task: Task) -> bool:
@@ -215,5 +278,15 @@ class Scheduler:
         self.preemptions += 1
 
     def _let_go(self, task: Task, *, forget: bool = False) -> None:
-        self.pool.release(task.blocks, forget=forget)
-        task.blocks, task.serials, task.computed = [], [], 0
+        self.pool.release(task.blocks[task.unseen :], forget=forget)
+        task.blocks, task.serials, task.computed, task.unseen = [], [], 0, 0
+
+    def _let_go_unseen(self, task: Task) -> None:
+        """Where every layer has a window: give back the blocks that lie before all of them."""
+        if not self._window:
+            return
+        first = max(task.computed - self._window + 1, 0) // self.pool.block_size
+        if first > task.unseen:
+            self.pool.release(task.blocks[task.unseen : first])
+            task.blocks[task.unseen : first] = [SPARE_BLOCK] * (first - task.unseen)
+            task.unseen = first

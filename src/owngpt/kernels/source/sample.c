@@ -1,15 +1,14 @@
 /* The next token of many texts at once: the likeliest, or one drawn by temperature, top-k, top-p, min-p and typical-p.
  *
- * Nothing is sorted. Likely candidates are those above a bound, which is lowered until they hold what is asked for; where the
- * k-th or the last of the nucleus lies among them is found by bisection. Ties go to the lower id. Each row is computed by one
- * thread and by itself, so that what is in the batch beside it changes nothing. */
+ * Nothing is sorted. Where the k-th token or the last one of the nucleus lies is found by bisection of the logits. Ties go to the
+ * lower id. Each row is computed by one thread and by itself, so that what is in the batch beside it changes nothing. */
 #include "common.h"
 
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
-enum { LANES = 16, BLOCK = 256, FEW = 48 };
+enum { LANES = 16, BLOCK = 256, FEW = 48, LEVELS = 7 };
 enum { NO_NUMBER = -1, NO_MEMORY = -2 };
 #define LOG2_E 1.4426950408889634
 #define NOTHING 125.0f /* so many powers of 2 below the likeliest a token has no probability */
@@ -144,9 +143,9 @@ static void append(const float *keys, const float *weights, const int32_t *ids, 
         __m512i id = ids ? _mm512_loadu_si512(ids + i) : _mm512_add_epi32(places, _mm512_set1_epi32((int32_t)i));
         __m512 weight = _mm512_loadu_ps(weights + i);
         within &= _mm512_cmp_ps_mask(key, _mm512_set1_ps(low), _CMP_NEQ_UQ) | _mm512_cmp_epi32_mask(id, _mm512_set1_epi32(last_id), _MM_CMPINT_LE);
-        _mm512_mask_compressstoreu_ps(to->keys + count, within, key);
-        _mm512_mask_compressstoreu_ps(to->weights + count, within, weight);
-        _mm512_mask_compressstoreu_epi32(to->ids + count, within, id);
+        _mm512_storeu_ps(to->keys + count, _mm512_maskz_compress_ps(within, key)); /* whole lanes: what is beyond is written over */
+        _mm512_storeu_ps(to->weights + count, _mm512_maskz_compress_ps(within, weight));
+        _mm512_storeu_si512(to->ids + count, _mm512_maskz_compress_epi32(within, id));
         count += __builtin_popcount(within);
     }
 #endif
@@ -165,23 +164,23 @@ static void keep_between(Candidates *left, float low, int32_t last_id, float hig
     append(left->keys, left->weights, left->ids, 0, count, low, last_id, high, left);
 }
 
-/* Sum of the weights, or number, of the tokens with a key of at least `bound`. */
-static double mass_above(const Candidates *left, float bound, int counting) {
-    double sum = 0.0;
-    const float *keys = left->keys, *weights = left->weights;
-    for (int64_t start = 0; start < left->count; start += BLOCK) {
-        int64_t end = block_end(start, left->count);
-        float mass = 0.0f;
-        if (counting) {
-#pragma omp simd reduction(+ : mass)
-            for (int64_t i = start; i < end; i++) mass += keys[i] >= bound ? 1.0f : 0.0f;
-        } else {
-#pragma omp simd reduction(+ : mass)
-            for (int64_t i = start; i < end; i++) mass += keys[i] >= bound ? weights[i] : 0.0f;
-        }
-        sum += mass;
+/* Sum of the weights of a block's tokens with a key of at least `bound`; adds to their number. */
+static float block_above(const float *keys, const float *weights, int64_t count, float bound, int64_t *number) {
+    int64_t i = 0, many = 0;
+    float mass = 0.0f;
+#ifdef __AVX512F__
+    __m512 lanes = _mm512_setzero_ps();
+    for (; i + LANES <= count; i += LANES) {
+        __mmask16 above = _mm512_cmp_ps_mask(_mm512_loadu_ps(keys + i), _mm512_set1_ps(bound), _CMP_GE_OQ);
+        lanes = _mm512_mask_add_ps(lanes, above, lanes, _mm512_loadu_ps(weights + i));
+        many += __builtin_popcount(above);
     }
-    return sum;
+    mass = _mm512_reduce_add_ps(lanes);
+#endif
+    for (; i < count; i++)
+        if (keys[i] >= bound) mass += weights[i], many++;
+    *number += many;
+    return mass;
 }
 
 static void sort_few(Candidates *few) {
@@ -196,21 +195,17 @@ static void sort_few(Candidates *few) {
 }
 
 /* The token at which weights, or counts, summed from the highest key on, first reach the target; the last if none does.
- * Bisection between the lowest and highest key, which leaves out what is decided. Uses up `open`. */
-static Rank reaching(Candidates *open, double target, int counting) {
-    float low = INFINITY, high = -INFINITY;
-    double done = 0.0;
-    const float *keys = open->keys;
-#pragma omp simd reduction(min : low) reduction(max : high)
-    for (int64_t i = 0; i < open->count; i++) {
-        low = keys[i] < low ? keys[i] : low;
-        high = keys[i] > high ? keys[i] : high;
-    }
-    high = nextafterf(high, INFINITY);
+ * Bisection of the keys, which leaves out what is decided, until there are few or only equal ones. Uses up `open`.
+ * low, high: the open tokens' keys are from one to below the other; done: what those above them have. */
+static Rank reaching(Candidates *open, float low, float high, double done, double target, int counting) {
     while (open->count > FEW && nextafterf(low, INFINITY) < high) {
+        int64_t number = 0;
+        double mass = 0.0;
         float middle = low + 0.5f * (high - low);
         if (middle <= low || middle >= high) middle = nextafterf(low, INFINITY);
-        double mass = mass_above(open, middle, counting);
+        for (int64_t start = 0; start < open->count; start += BLOCK)
+            mass += block_above(open->keys + start, open->weights + start, block_end(start, open->count) - start, middle, &number);
+        if (counting) mass = (double)number;
         if (done + mass >= target) low = middle;
         else high = middle, done += mass;
         keep_between(open, low, INT32_MAX, high);
@@ -225,20 +220,52 @@ static Rank reaching(Candidates *open, double target, int counting) {
 }
 
 /* Drop what comes after the token that reaches the target. */
-static void keep_reaching(Workspace *work, double target, int counting) {
+static void keep_reaching(Workspace *work, double target) {
     Candidates *left = &work->left;
+    float low = INFINITY, high = -INFINITY;
+    const float *keys = left->keys;
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < left->count; i++) {
+        low = keys[i] < low ? keys[i] : low;
+        high = keys[i] > high ? keys[i] : high;
+    }
     work->scratch.count = 0;
     append(left->keys, left->weights, left->ids, 0, left->count, -INFINITY, INT32_MAX, INFINITY, &work->scratch);
-    Rank last = reaching(&work->scratch, target, counting);
+    Rank last = reaching(&work->scratch, low, nextafterf(high, INFINITY), 0.0, target, 0);
     keep_between(left, last.key, last.id, INFINITY);
 }
 
-/* Take the tokens with a logit of at least `bound`. */
-static void collect(const float *x, int64_t vocab, float bound, Workspace *work) {
+/* The same among all tokens. One pass says between which of a few levels the place is; only what lies there is looked at again. */
+static Rank reaching_in_row(const float *x, int64_t vocab, float best, float scale, double target, int counting, Workspace *work) {
+    static const float depths[LEVELS] = {2.0f, 4.0f, 6.0f, 9.0f, 13.0f, 20.0f, NOTHING}; /* in powers of 2 below the likeliest */
+    double masses[LEVELS] = {0.0}, done = 0.0;
+    float bounds[LEVELS], high = nextafterf(best, INFINITY);
+    for (int level = 0; level < LEVELS; level++) bounds[level] = best - depths[level] / scale;
+    for (int64_t start = 0; start < vocab; start += BLOCK)
+        for (int level = LEVELS - 1; level >= 0 && work->highest[start / BLOCK] >= bounds[level]; level--) {
+            int64_t number = 0;
+            float mass = block_above(x + start, work->weights + start, block_end(start, vocab) - start, bounds[level], &number);
+            masses[level] += counting ? (double)number : mass;
+        }
+    for (int level = 0; level < LEVELS; level++) {
+        if (masses[level] >= target) {
+            work->scratch.count = 0;
+            for (int64_t start = 0; start < vocab; start += BLOCK)
+                if (work->highest[start / BLOCK] >= bounds[level])
+                    append(x, work->weights, NULL, start, block_end(start, vocab), bounds[level], INT32_MAX, high, &work->scratch);
+            return reaching(&work->scratch, bounds[level], high, done, target, counting);
+        }
+        high = bounds[level], done = masses[level];
+    }
+    return (Rank){high, INT32_MAX};
+}
+
+/* Take the tokens from the highest logit down to one. */
+static void collect(const float *x, int64_t vocab, Rank last, Workspace *work) {
     work->left.count = 0;
     for (int64_t start = 0; start < vocab; start += BLOCK)
-        if (work->highest[start / BLOCK] >= bound)
-            append(x, work->weights, NULL, start, block_end(start, vocab), bound, INT32_MAX, INFINITY, &work->left);
+        if (work->highest[start / BLOCK] >= last.key)
+            append(x, work->weights, NULL, start, block_end(start, vocab), last.key, last.id, INFINITY, &work->left);
 }
 
 /* Keep the tokens whose information is nearest to the expected one, up to a share of the probability (arXiv 2202.00666). */
@@ -248,7 +275,7 @@ static void keep_typical(Workspace *work, float best, float scale, double share)
     for (int64_t i = 0; i < left->count; i++) mean += left->weights[i] * (double)(left->keys[i] - best) * scale;
     mean /= total; /* of the binary logarithms of the weights: the entropy without its constant */
     for (int64_t i = 0; i < left->count; i++) left->keys[i] = (float)-fabs((double)(left->keys[i] - best) * scale - mean);
-    keep_reaching(work, share * total, 0);
+    keep_reaching(work, share * total);
 }
 
 static void keep_likely(Candidates *left, float share) {
@@ -263,18 +290,13 @@ static void keep_likely(Candidates *left, float share) {
 
 /* Leave the tokens that may be drawn; k is 0 for no limit, total the sum of all weights. */
 static void truncate_row(const float *x, int64_t vocab, const Settings *s, int64_t k, float best, float scale, double total, Workspace *work) {
-    static const float levels[] = {3.0f, 5.0f, 8.0f, 12.0f, 20.0f, NOTHING}; /* in powers of 2 below the likeliest */
     Candidates *left = &work->left;
-    int everything = !k && s->top_p >= 1.0 && s->min_p <= 0.0;
-    float floor = s->min_p > 0.0 && !k ? 0.001f - (float)log2(s->min_p) : NOTHING; /* min-p drops what is further below */
-    for (int level = everything ? 5 : 0; level < 6; level++) {
-        float depth = levels[level] < floor ? levels[level] : floor;
-        collect(x, vocab, best - depth / scale, work);
-        int enough = k ? left->count >= k : s->top_p < 1.0 && sum_of(left->weights, left->count) >= s->top_p * total;
-        if (enough || depth == floor) break;
-    }
-    if (k && left->count > k) keep_reaching(work, (double)k, 1);
-    if (s->top_p < 1.0) keep_reaching(work, s->top_p * (k ? sum_of(left->weights, left->count) : total), 0);
+    Rank last = {best - NOTHING / scale, INT32_MAX};
+    if (k) last = reaching_in_row(x, vocab, best, scale, (double)k, 1, work);
+    else if (s->top_p < 1.0) last = reaching_in_row(x, vocab, best, scale, s->top_p * total, 0, work);
+    else if (s->min_p > 0.0) last.key = fmaxf(last.key, best + ((float)log2(s->min_p) - 0.001f) / scale); /* it drops what is below */
+    collect(x, vocab, last, work);
+    if (k && s->top_p < 1.0) keep_reaching(work, s->top_p * sum_of(left->weights, left->count));
     if (s->min_p > 0.0) keep_likely(left, (float)s->min_p);
     if (s->typical_p < 1.0) keep_typical(work, best, scale, s->typical_p);
 }
@@ -296,7 +318,7 @@ static int32_t choose(const float *x, int64_t vocab, const Settings *s, Workspac
 /* rows: an address of `vocab` logits for each row; settings: 6 numbers a row; chosen: a token a row, or why there is none. */
 void owngpt_sample(const float *const *rows, const Settings *settings, int32_t *chosen, int64_t vocab, int64_t count, int threads) {
     size_t blocks = (size_t)(vocab + BLOCK - 1) / BLOCK;
-    size_t room = (size_t)vocab + 1; /* one more is written before it is known to count */
+    size_t room = (size_t)vocab + LANES; /* some more are written before they are known to count */
     if (count < threads) threads = (int)count;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
