@@ -1,29 +1,23 @@
 """Which tokens the next step computes: every stream's next one first, then as much of waiting prompts as keeps streams even.
 
-Shape of a step: one token of each sequence that is writing, and pieces of prompts within a budget. The budget follows from
-what steps took: a step with a piece of a prompt in it should not take much longer than one without.
+Shape of a step: one token of each sequence that is writing, and pieces of prompts within a budget (pace.py).
 """
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from owngpt.engine.blocks import SPARE_BLOCK, BlockPool
+from owngpt.engine.pace import LARGEST_PIECE, Pace
 from owngpt.engine.request import Request, Stream
 from owngpt.engine.sequence import TextSequence
 
 if TYPE_CHECKING:
     from owngpt.engine.branches import Branches
 
-LARGEST_PIECE = 512
-"""Tokens of prompts in one step while nobody is writing."""
-SMALLEST_PIECE = 16
-SLOWDOWN = 1.7
-"""How much longer than a step of writers alone a step with a piece of a prompt may take."""
 MOST_ROWS = 64
 SINKS = 4
 """First tokens of a text that is longer than the context and goes on: what attention leans on (arXiv 2309.17453)."""
@@ -108,8 +102,7 @@ class Scheduler:
         self.running: list[Task] = []
         self.preemptions = 0
         self._most_rows, self._largest_piece = most_rows, largest_piece
-        self._piece = 2 * SMALLEST_PIECE
-        self._writing_seconds: deque[float] = deque(maxlen=15)
+        self._pace = Pace(largest_piece)
 
     @property
     def idle(self) -> bool:
@@ -128,7 +121,8 @@ class Scheduler:
             if task in self.running and self._make_room(task, 1):  # making room for one may have stopped a later one
                 plan.append(Work(task, 1))
         plan = [work for work in plan if work.task in self.running]
-        budget = min(self._piece, self._largest_piece) if plan else self._largest_piece
+        unwritten = len(self.waiting) + len(self.running) - len(writers)
+        budget = self._pace.budget(len(plan), unwritten)
         for task in [task for task in self.running if task.left > 1]:
             budget -= self._add_piece(plan, task, budget)
         while budget > 0 and self.waiting:
@@ -145,14 +139,8 @@ class Scheduler:
 
     def took(self, plan: Sequence[Work], seconds: float) -> None:
         """Learn from a step's duration."""
-        writers = [work for work in plan if work.task.started and work.count == 1]
-        if len(writers) == len(plan):
-            self._writing_seconds.append(seconds)
-        elif writers and self._writing_seconds:
-            slow = seconds > SLOWDOWN * statistics.median(self._writing_seconds)
-            self._piece = (
-                max(SMALLEST_PIECE, self._piece * 3 // 4) if slow else min(self._piece + SMALLEST_PIECE, self._largest_piece)
-            )
+        writers = sum(work.task.started and work.count == 1 for work in plan)
+        self._pace.took(writers, sum(work.count for work in plan), seconds)
 
     def longest_held(self, tokens: int) -> int:
         """Tokens whose blocks a text of so many holds at most, when it has been computed piece by piece."""
