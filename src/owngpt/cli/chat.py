@@ -14,6 +14,7 @@ from owngpt.cli import output
 from owngpt.cli.options import DType, Quantize, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import OwnGPTError, UsageError
+from owngpt.kernels import build
 from owngpt.text.turns import latest_turns
 
 ChatOptions = options_of(GenerationConfig, leave_out=("num_return_sequences", "num_beams"))
@@ -54,6 +55,7 @@ def chat(
     options = options or {}
     GenerationConfig(**options)
 
+    build.start("inference")  # compiles, the first time, while torch is imported
     from owngpt import api
 
     loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import asdict
 from typing import Any
 
 from owngpt.cli.options import Json
@@ -32,6 +33,7 @@ def examine(minutes: float) -> dict[str, Any]:
     """All that doctor tells, as plain values; rates a second, memory and disk in bytes."""
     import torch
 
+    from owngpt.engine.quality import remembered
     from owngpt.kernels.ceiling import matmul_ceiling, read_bandwidth
     from owngpt.kernels.library import status
     from owngpt.kernels.machine import describe_machine
@@ -48,6 +50,7 @@ def examine(minutes: float) -> dict[str, Any]:
     return {
         "machine": machine.to_dict(),
         "kernels": status(),
+        "quantization": [{**asdict(quality), "reason": quality.reason} for quality in remembered()],
         "ceilings": ceilings,
         "disk_free": shutil.disk_usage(".").free,
         "minutes": minutes,
@@ -72,6 +75,8 @@ def _show(found: dict[str, Any]) -> None:
             "kernels": _kernels(found["kernels"]),
         }
     )
+    for quality in found["quantization"]:
+        print_pairs({"weights": f"{quality['chosen']} for the model of {quality['model']}: {quality['reason']}"})
     print(f"\nIn {found['minutes']:g} minutes:")
     print_pairs(found["fits"], indent="  ")
 
@@ -79,4 +84,6 @@ def _show(found: dict[str, Any]) -> None:
 def _kernels(status: dict[str, Any]) -> str:
     if not status["compiled"]:
         return f"plain PyTorch, which is slower: {status['reason']}"
-    return "compiled, fused" + (", attention on matrix tiles" if status["attention"] else "; attention from PyTorch")
+    training = "fused" + (", attention on matrix tiles" if status["attention"] else "; attention from PyTorch")
+    inference = "packed weights on matrix tiles" if status["inference"] else "from PyTorch, since there are no matrix tiles (AMX)"
+    return f"compiled; training {training}; inference {inference}"
