@@ -1,0 +1,50 @@
+"""Prompts join writers in steps that readers do not notice, and quickly where many wait."""
+
+from __future__ import annotations
+
+from owngpt.engine.pace import CROWD, LARGEST_PIECE, SLOWDOWN, TILE, Pace
+
+
+def seconds(rows: int) -> float:
+    """A machine that needs 20 ms for a tile of rows and 10 ms for each further one."""
+    return 0.010 + 0.010 * -(-rows // TILE)
+
+
+def settled(writers: int) -> Pace:
+    pace = Pace()
+    for _ in range(50):
+        pace.took(writers, writers, seconds(writers))
+        tokens = writers + pace.budget(writers, 1)
+        pace.took(writers, tokens, seconds(tokens))
+    return pace
+
+
+def test_alone_a_prompt_goes_in_the_largest_pieces() -> None:
+    assert Pace().budget(0, 1) == LARGEST_PIECE
+
+
+def test_a_step_with_a_piece_takes_hardly_longer_than_readers_are_used_to() -> None:
+    for writers in (1, 8, 20, 60):
+        budget = settled(writers).budget(writers, 1)
+        smallest = -(-(writers + 9) // TILE) * TILE
+        assert seconds(writers + budget) <= max(SLOWDOWN * seconds(writers), seconds(smallest))
+        assert budget > 0
+
+
+def test_pieces_fill_whole_tiles() -> None:
+    for writers in range(1, 70):
+        assert (writers + settled(writers).budget(writers, 1)) % TILE == 0
+
+
+def test_a_faster_machine_takes_more_at_a_time() -> None:
+    slow, quick = settled(8), Pace()
+    for _ in range(50):
+        quick.took(8, 8, 0.020)
+        tokens = 8 + quick.budget(8, 1)
+        quick.took(8, tokens, 0.018 + 0.0001 * tokens)
+    assert quick.budget(8, 1) > slow.budget(8, 1)
+
+
+def test_a_crowd_is_let_in_at_full_speed() -> None:
+    pace = settled(8)
+    assert pace.budget(8, CROWD + 1) == LARGEST_PIECE - 8 > pace.budget(8, CROWD)

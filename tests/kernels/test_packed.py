@@ -1,0 +1,126 @@
+"""Packed weights hold what they say and multiply as it says, whatever the shape, the kind and the number of rows."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from owngpt.kernels import packed, tape
+from owngpt.kernels.packed import FEW, Kind, PackedWeight
+
+pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no AMX tiles on this machine")
+
+KINDS: tuple[Kind, ...] = ("bf16", "int8", "int4")
+SHAPES = ((16, 32), (5, 33), (37, 100), (960, 576), (64, 1536))
+ROUNDING = 2.0**-7
+"""Two roundings to bfloat16."""
+
+
+def weight_of(outputs: int, inputs: int, seed: int = 0) -> Tensor:
+    return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
+
+
+def product(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+    recorded = tape.Tape(tape.BufferPool())
+    with recorded.record():
+        out = packed.linear(x, weight, bias, dtype)
+    recorded.run()
+    return out.clone()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
+def test_products_are_those_of_the_unpacked_weight(kind: Kind, outputs: int, inputs: int) -> None:
+    weight = packed.pack(weight_of(outputs, inputs), kind)
+    bias = weight_of(1, outputs, seed=1)[0]
+    for rows in (1, 2, 3, 4, 5, 16, 17, 49):
+        x = weight_of(rows, inputs, seed=rows).bfloat16()
+        expected = x.float() @ weight.unpacked().T + bias
+        for weight.tiles_from in (1, 2, FEW + 1):
+            for dtype in (torch.float32, torch.bfloat16):
+                found = product(x, weight, bias, dtype).float()
+                assert float((found - expected).abs().max()) < ROUNDING * float(expected.abs().max())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_has_the_same_product_alone_and_among_others(kind: Kind) -> None:
+    weight = packed.pack(weight_of(80, 96), kind)
+    weight.tiles_from = 1
+    x = weight_of(40, 96, seed=2).bfloat16()
+    together = product(x, weight, None, torch.float32)
+    for row in (0, 15, 16, 39):
+        assert torch.equal(product(x[row : row + 1], weight, None, torch.float32)[0], together[row])
+
+
+@pytest.mark.parametrize(("kind", "worst"), [("bf16", 0.003), ("int8", 0.007), ("int4", 0.08)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_packing_loses_as_little_as_its_bits_allow(kind: Kind, worst: float, dtype: torch.dtype) -> None:
+    weight = weight_of(48, 160).to(dtype)
+    error = packed.pack(weight, kind).unpacked() - weight.float()
+    assert float(error.square().mean().sqrt() / weight.float().square().mean().sqrt()) < worst
+
+
+def test_four_bits_are_spent_better_than_from_the_least_to_the_greatest_value() -> None:
+    weight = weight_of(64, 320)
+    groups = weight.view(64, 10, 32)
+    low, step = groups.amin(-1, keepdim=True), (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
+    simple = ((groups - low) / step).round() * step + low
+    error = (packed.pack(weight, "int4").unpacked() - weight).square().mean()
+    assert float(error) < 0.9 * float((simple - groups).square().mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-3, 1e4])
+def test_equal_values_and_zeros_stay_what_they_are(kind: Kind, value: float) -> None:
+    unpacked = packed.pack(torch.full((16, 64), value), kind).unpacked()
+    assert torch.allclose(unpacked, torch.full((16, 64), value), rtol=0.01, atol=1e-7)
+
+
+def test_what_is_stored_in_groups_is_kept_exactly() -> None:
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.rand(24, 3, generator=generator).half()
+    offsets = -torch.rand(24, 3, generator=generator).half()
+    nibbles = torch.randint(0, 16, (24, 96), generator=generator, dtype=torch.uint8)
+    numbers = torch.randint(-127, 128, (24, 96), generator=generator, dtype=torch.int8)
+    wide = factors.float().repeat_interleave(32, 1)
+    assert torch.equal(packed.pack_groups(numbers, factors, None).unpacked(), numbers * wide)
+    expected = nibbles * wide + offsets.float().repeat_interleave(32, 1)
+    assert torch.equal(packed.pack_groups(nibbles, factors, offsets).unpacked(), expected)
+
+
+def test_sixteen_evenly_spaced_levels_survive_four_bits() -> None:
+    levels = torch.arange(16).repeat(2).float() * 0.25 - 1.5
+    weight = levels[torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(row)) for row in range(16)])]
+    assert torch.equal(packed.pack(weight, "int4").unpacked(), weight)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_embedding_gives_rows_of_the_weight_times_the_factor(kind: Kind, dtype: torch.dtype) -> None:
+    weight = packed.pack(weight_of(37, 100), kind)
+    ids = torch.tensor([[0, 36, 16, 15, 0]], dtype=dtype)
+    recorded = tape.Tape(tape.BufferPool())
+    with recorded.record():
+        out = packed.embed(ids, weight, 3.0)
+    recorded.run()
+    assert torch.allclose(out.float(), 3 * weight.unpacked()[ids.long()], rtol=2.0**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tanh_form", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_the_joined_gated_layer_is_its_parts_one_after_another(kind: Kind, tanh_form: bool, biased: bool) -> None:
+    gate_up, down = packed.pack(weight_of(192, 64) / 8, kind), packed.pack(weight_of(64, 96, seed=1) / 8, kind)
+    biases = (weight_of(1, 192, seed=3)[0], weight_of(1, 64, seed=4)[0]) if biased else (None, None)
+    for rows in (1, 16, 33):
+        x = weight_of(rows, 64, seed=rows).bfloat16()
+        recorded = tape.Tape(tape.BufferPool())
+        with recorded.record():
+            out = packed.gated_mlp(x, gate_up, biases[0], down, biases[1], tanh_form=tanh_form)
+        recorded.run()
+        both = x.float() @ gate_up.unpacked().T + (0 if biases[0] is None else biases[0])
+        gate, up = both.chunk(2, 1)
+        active = torch.nn.functional.gelu(gate, approximate="tanh") if tanh_form else torch.nn.functional.silu(gate)
+        expected = (active * up) @ down.unpacked().T + (0 if biases[1] is None else biases[1])
+        assert float((out.float() - expected).abs().max()) < 2 * ROUNDING * float(expected.abs().max())
