@@ -52,6 +52,7 @@ static inline __m512i int8_row(const uint8_t *tile, int row) {
 /* `count` tiles of a quantized weight as bf16 tiles. */
 static void unpack_tiles(const uint8_t *source, int64_t kind, int64_t count, bf16 *out) {
     for (int64_t t = 0; t < count; t++, source += tile_bytes(kind), out += TILE)
+        UNROLL
         for (int row = 0; row < 16; row += 2) {
             __m512i even, odd;
             if (kind == WEIGHT_INT8) even = int8_row(source, row), odd = int8_row(source, row + 1);
@@ -73,9 +74,11 @@ void owngpt_step_pack_rows(const int64_t *slots, int me, int threads) {
         int present = (int)(rows - group * 16 < 16 ? rows - group * 16 : 16);
         __mmask32 inside = inputs - k >= 32 ? 0xffffffffu : (1u << (inputs - k)) - 1;
         __m512i r[16];
+        UNROLL
         for (int i = 0; i < 16; i++)
             r[i] = i < present ? _mm512_maskz_loadu_epi16(inside, x + (group * 16 + i) * stride + k) : _mm512_setzero_si512();
         transpose16(r);
+        UNROLL
         for (int i = 0; i < 16; i++) _mm512_storeu_si512(tiles + at * TILE + i * 32, r[i]);
     }
 }
@@ -126,19 +129,24 @@ static inline __attribute__((always_inline)) void few_lines(const Linear *l, con
                                                          _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
     int64_t bytes = tile_bytes(l->kind);
     __m512 sums[lines][rows];
+    UNROLL
     for (int i = 0; i < lines; i++)
+        UNROLL
         for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
     for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
         __m512bh x[rows];
+        UNROLL
         for (int m = 0; m < rows; m++) x[m] = row_of(l, m, k);
         if (!from) ask_ahead(tile, ahead, bytes);
         if (l->kind == WEIGHT_INT4) {
             float factors[16];
             _mm512_storeu_ps(factors, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 256))));
+            UNROLL
             for (int i = 0; i < lines; i += 2) {
                 __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tile + 16 * (from + i))));
                 __m512bh even = (__m512bh)_mm512_permutexvar_epi16(both, nibbles);
                 __m512bh odd = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), nibbles);
+                UNROLL
                 for (int m = 0; m < rows; m++) {
                     sums[i][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), even, x[m]), _mm512_set1_ps(factors[from + i]), sums[i][m]);
                     sums[i + 1][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), odd, x[m]), _mm512_set1_ps(factors[from + i + 1]), sums[i + 1][m]);
@@ -147,18 +155,24 @@ static inline __attribute__((always_inline)) void few_lines(const Linear *l, con
         } else if (l->kind == WEIGHT_INT8) {
             float factors[16];
             _mm512_storeu_ps(factors, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 512))));
+            UNROLL
             for (int i = 0; i < lines; i++) {
                 __m512bh w = (__m512bh)int8_numbers(tile, from + i);
+                UNROLL
                 for (int m = 0; m < rows; m++)
                     sums[i][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), w, x[m]), _mm512_set1_ps(factors[from + i]), sums[i][m]);
             }
         } else
+            UNROLL
             for (int i = 0; i < lines; i++) {
                 __m512bh w = (__m512bh)_mm512_loadu_si512(tile + 64 * (from + i));
+                UNROLL
                 for (int m = 0; m < rows; m++) sums[i][m] = _mm512_dpbf16_ps(sums[i][m], w, x[m]);
             }
     }
+    UNROLL
     for (int i = 0; i < lines; i++)
+        UNROLL
         for (int m = 0; m < rows; m++) out[m * 16 + from + i] = _mm512_reduce_add_ps(sums[i][m]);
 }
 
@@ -206,10 +220,13 @@ static void put_tiles(const Linear *l, const float *c, int64_t row, int64_t outp
     __mmask16 low = outputs_here(l, output), high = outputs_here(l, output + 16);
     int64_t present = l->rows - row < 16 ? l->rows - row : 16;
     __m512i t[16], u[16];
+    UNROLL
     for (int i = 0; i < 16; i++) t[i] = _mm512_loadu_si512(c + 16 * i), u[i] = _mm512_loadu_si512(c + 256 + 16 * i);
     transpose16(t);
     transpose16(u);
-    for (int i = 0; i < present; i++) {
+    UNROLL
+    for (int i = 0; i < 16; i++) {
+        if (i >= present) break;
         __m512 first = finish(l, output, _mm512_castsi512_ps(t[i]), low), second = finish(l, output + 16, _mm512_castsi512_ps(u[i]), high);
         int64_t at = (row + i) * l->out_stride + output;
         if (l->wide) {
@@ -223,7 +240,9 @@ static void put_tiles(const Linear *l, const float *c, int64_t row, int64_t outp
 /* Ask for the lines that put_tiles will write: each is on another page, and waiting for them costs more than the product. */
 static inline void ask_for_output(const Linear *l, int64_t row, int64_t output) {
     int64_t present = l->rows - row < 16 ? l->rows - row : 16;
-    for (int i = 0; i < present; i++) {
+    UNROLL
+    for (int i = 0; i < 16; i++) {
+        if (i >= present) break;
         const char *line = (const char *)l->out + ((row + i) * l->out_stride + output) * (l->wide ? 4 : 2);
         __builtin_prefetch(line, 1, 3);
         if (l->wide) __builtin_prefetch(line + 64, 1, 3);
@@ -247,6 +266,7 @@ static inline void two_blocks(const bf16 *x, const bf16 *w0, const bf16 *w1, int
     for (int64_t k = from; k < to; k++) {
         const char *coming = (const char *)(x + (k + AHEAD) * TILE);
         _tile_loadd(3, x + k * TILE, 64);
+        UNROLL
         for (int line = 0; line < 16; line++) _mm_prefetch(coming + 64 * line, _MM_HINT_T0);
         _tile_loadd(2, w0 + k * TILE, 64);
         _tile_dpbf16ps(0, 2, 3);
@@ -325,8 +345,10 @@ static inline __m512 activated(__m512 x, int tanh_form) {
  * are what it wants side by side, so nothing is transposed and nothing leaves in strides. */
 static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_form, bf16 *tile) {
     int64_t width = l->outputs / 2;
+    UNROLL
     for (int i = 0; i < 16; i += 2) {
         __m512 values[2];
+        UNROLL
         for (int side = 0; side < 2; side++) {
             int64_t at = output + i + side;
             __m512 gate = _mm512_loadu_ps(c + 16 * (i + side)), up = _mm512_loadu_ps(c + 256 + 16 * (i + side));

@@ -59,14 +59,17 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
     const bf16 *query = p->query + s->first * p->query_stride + head * size;
     __m512 factor = _mm512_set1_ps(p->scale * LOG2E), top[many];
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    UNROLL
     for (int h = 0; h < many; h++) top[h] = _mm512_set1_ps(-1e30f);
     for (int64_t j = start; j < end; j += PAGE) {
         const bf16 *keys = p->keys + block_at(p, s, j, group);
         __m512 sums[many][2];
+        UNROLL
         for (int h = 0; h < many; h++) sums[h][0] = sums[h][1] = _mm512_setzero_ps();
         for (int64_t d = 0; d < size / 2; d++) {
             const bf16 *tile = keys + d / 16 * 1024 + d % 16 * 32;
             __m512bh k0 = (__m512bh)_mm512_loadu_si512(tile), k1 = (__m512bh)_mm512_loadu_si512(tile + 512);
+            UNROLL
             for (int h = 0; h < many; h++) {
                 __m512bh q = (__m512bh)_mm512_set1_epi32(((const int32_t *)(query + h * size))[d]);
                 sums[h][0] = _mm512_dpbf16_ps(sums[h][0], k0, q);
@@ -76,6 +79,7 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
         for (int side = 0; side < 2; side++) {
             __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)(j + 16 * side)));
             __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32((int)low)) & _mm512_cmplt_epi32_mask(key, _mm512_set1_epi32((int)end));
+            UNROLL
             for (int h = 0; h < many; h++) {
                 __m512 value = _mm512_mask_blend_ps(seen, _mm512_set1_ps(-1e30f), _mm512_mul_ps(sums[h][side], factor));
                 top[h] = _mm512_max_ps(top[h], value);
@@ -84,6 +88,7 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
         }
     }
     float inverse[many];
+    UNROLL
     for (int h = 0; h < many; h++) {
         float highest = _mm512_reduce_max_ps(top[h]), sink = p->sinks ? p->sinks[head + h] * LOG2E : -1e30f;
         if (sink > highest) highest = sink;
@@ -97,15 +102,18 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
     }
     for (int64_t d = 0; d < size; d += 16) {
         __m512 sums[many];
+        UNROLL
         for (int h = 0; h < many; h++) sums[h] = _mm512_setzero_ps();
         for (int64_t j = start; j < end; j += PAGE) {
             const bf16 *tile = p->values + block_at(p, s, j, group) + d / 16 * 512;
             for (int pair = 0; pair < 16; pair++) {
                 __m512bh v = (__m512bh)_mm512_loadu_si512(tile + pair * 32);
+                UNROLL
                 for (int h = 0; h < many; h++)
                     sums[h] = _mm512_dpbf16_ps(sums[h], v, (__m512bh)_mm512_set1_epi32(((const int32_t *)(weights + h * room + j))[pair]));
             }
         }
+        UNROLL
         for (int h = 0; h < many; h++)
             _mm256_storeu_si256((__m256i *)(p->out + s->first * p->heads * size + (head + h) * size + d),
                                 (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[h], _mm512_set1_ps(inverse[h]))));

@@ -48,7 +48,7 @@ void owngpt_step_norm(const int64_t *slots, int me, int threads) {
 }
 
 /* One head of one token: norm over it (weight may be NULL), then turn element i with element i + half, i < half. */
-static void turn(const bf16 *in, const float *weight, const float *c, const float *s, bf16 *out, float epsilon, int64_t size, int64_t half) {
+static void turn(const bf16 *restrict in, const float *restrict weight, const float *restrict c, const float *restrict s, bf16 *restrict out, float epsilon, int64_t size, int64_t half) {
     float values[1024], scale = 1.0f;
     if (weight) {
         float squares = 0.0f;
@@ -56,7 +56,12 @@ static void turn(const bf16 *in, const float *weight, const float *c, const floa
         for (int64_t i = 0; i < size; i++) squares += to_float(in[i]) * to_float(in[i]);
         scale = 1.0f / sqrtf(squares / (float)size + epsilon);
     }
-    for (int64_t i = 0; i < size; i++) values[i] = to_float(in[i]) * scale * (weight ? weight[i] : 1.0f);
+    if (weight)
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) values[i] = to_float(in[i]) * scale * weight[i];
+    else
+#pragma omp simd
+        for (int64_t i = 0; i < size; i++) values[i] = to_float(in[i]);
 #pragma omp simd
     for (int64_t i = 0; i < half; i++) {
         out[i] = to_bf16(values[i] * c[i] - values[i + half] * s[i]);
