@@ -251,31 +251,17 @@ static inline void ask_for_output(const Linear *l, int64_t row, int64_t output) 
 
 enum { STRIP = 12, AHEAD = 2 };
 
-/* 16 outputs of w0 and of w1 for 16 tokens, over tiles [from, to) of the depth; the sums go on from those in c where from > 0.
- * Only four tile registers take part: where another program runs on the core's other thread, the pool that registers are
- * renamed from is small, and using all eight costs half the speed. */
+/* 16 outputs of w0 and of w1 for 16 tokens, over tiles [from, to) of the depth; the sums go on from those in c where from > 0. */
 static inline void two_blocks(const bf16 *x, const bf16 *w0, const bf16 *w1, int64_t from, int64_t to, float *c) {
-    BARRIER();
-    if (from) {
-        _tile_loadd(0, c, 64);
-        _tile_loadd(1, c + 256, 64);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-    }
+    if (from) TILES_PAIR_LOAD(c, c + 256, 64);
+    else TILES_PAIR_ZERO();
     for (int64_t k = from; k < to; k++) {
         const char *coming = (const char *)(x + (k + AHEAD) * TILE);
-        _tile_loadd(3, x + k * TILE, 64);
         UNROLL
         for (int line = 0; line < 16; line++) _mm_prefetch(coming + 64 * line, _MM_HINT_T0);
-        _tile_loadd(2, w0 + k * TILE, 64);
-        _tile_dpbf16ps(0, 2, 3);
-        _tile_loadd(2, w1 + k * TILE, 64);
-        _tile_dpbf16ps(1, 2, 3);
+        TILES_PAIR_STEP(w0 + k * TILE, w1 + k * TILE, 64, x + k * TILE);
     }
-    _tile_stored(0, c, 64);
-    _tile_stored(1, c + 256, 64);
-    BARRIER();
+    TILES_PAIR_STORE(c, c + 256, 64);
 }
 
 /* Ask for the part of the weights of the next call that is this strip's share. */

@@ -159,11 +159,13 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     }
     for (int64_t j = start; j < end; j += PAGE) {
         const bf16 *keys = p->keys + block_at(p, s, j, group);
-        TILES_ZERO();
-        for (int64_t k = 0; k < size / 32; k++)
-            TILES_STEP(query + 32 * k, query + 16 * size + 32 * k, size * 2, keys + k * 1024, keys + k * 1024 + 512, 64);
-        float *out = scores + j - start;
-        TILES_STORE(out, out + 16, out + 16 * room, out + 16 * room + 16, room * 4);
+        for (int side = 0; side < 2; side++) {
+            TILES_PAIR_ZERO();
+            for (int64_t k = 0; k < size / 32; k++)
+                TILES_PAIR_STEP(query + 32 * k, query + 16 * size + 32 * k, size * 2, keys + k * 1024 + 512 * side);
+            float *out = scores + j - start + 16 * side;
+            TILES_PAIR_STORE(out, out + 16 * room, room * 4);
+        }
     }
     for (int64_t i = 0; i < QUERIES; i++) {
         int64_t last = position + i, first = p->window && last + 1 > p->window ? last + 1 - p->window : 0;
@@ -171,12 +173,14 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
         else memset(weights + i * room, 0, sizeof(bf16) * (size_t)room);
     }
     for (int64_t d = 0; d < size; d += 32) {
-        TILES_ZERO();
-        for (int64_t j = start; j < end; j += PAGE) {
-            const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512, *w = weights + j - start;
-            TILES_STEP(w, w + 16 * room, room * 2, values, values + 512, 64);
+        for (int side = 0; side < 2; side++) {
+            TILES_PAIR_ZERO();
+            for (int64_t j = start; j < end; j += PAGE) {
+                const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512 + 512 * side, *w = weights + j - start;
+                TILES_PAIR_STEP(w, w + 16 * room, room * 2, values);
+            }
+            TILES_PAIR_STORE(c + 16 * side, c + 16 * side + 16 * 32, 32 * 4);
         }
-        TILES_STORE(c, c + 16, c + 16 * 32, c + 16 * 32 + 16, 32 * 4);
         for (int64_t i = 0; i < present; i++) {
             __m512 f = _mm512_set1_ps(inverse[i]);
             bf16 *out = p->out + (s->first + from + i) * p->heads * size + head * size + d;
