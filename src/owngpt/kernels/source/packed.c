@@ -63,7 +63,8 @@ static void unpack_tiles(const uint8_t *source, int64_t kind, int64_t count, bf1
 }
 
 /* x: rows x inputs, row-major -> B tiles [ceil(rows/16)][input tiles][16 pairs][16 rows][2]; absent rows and inputs are zero. */
-void owngpt_step_pack_rows(const int64_t *slots, int me, int threads) {
+void owngpt_step_pack_rows(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     const bf16 *x = POINTER(const bf16, 0);
     bf16 *tiles = POINTER(bf16, 1);
     int64_t rows = slots[2], inputs = slots[3], stride = slots[4], depth = (inputs + 31) / 32, groups = (rows + 15) / 16;
@@ -193,14 +194,18 @@ static void add_offsets(const Linear *l, const uint8_t *tile, const float *group
         for (int from = 0; from < 16; from += lines) few_lines(l, tile, ahead, from, lines, count, out);                      \
         break
 
-/* Up to four rows, 16 outputs at a time; the weight is read from memory once. `group_sums`: scratch of rows x depth floats. */
-static void few_rows(const Linear *l, int64_t first, int64_t last, float *group_sums) {
-    int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
+/* The sum of each group of inputs of each row, which int4's offsets are multiplied by: rows x depth. */
+static void sum_groups(const Linear *l, float *sums) {
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-    if (l->kind == WEIGHT_INT4)
-        for (int64_t m = 0; m < l->rows; m++)
-            for (int64_t k = 0; k < l->depth; k++)
-                group_sums[m * l->depth + k] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), row_of(l, m, k), ones));
+    if (l->kind != WEIGHT_INT4) return;
+    for (int64_t m = 0; m < l->rows; m++)
+        for (int64_t k = 0; k < l->depth; k++)
+            sums[m * l->depth + k] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), row_of(l, m, k), ones));
+}
+
+/* Up to four rows, 16 outputs at a time; the weight is read from memory once. */
+static void few_rows(const Linear *l, int64_t first, int64_t last, const float *group_sums) {
+    int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
     for (int64_t block = first; block < last; block++) {
         const uint8_t *tile = l->weight + block * ahead;
         float out[FEW_ROWS * 16] __attribute__((aligned(64)));
@@ -293,26 +298,27 @@ static const bf16 *as_bf16(const Linear *l, int64_t block, int64_t count, bf16 *
 
 /* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows), rows, out, out's stride, wide, scratch of
  * 2 x depth tiles a thread. */
-void owngpt_step_linear(const int64_t *slots, int me, int threads) {
+void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
                 .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
     if (!l.tiles) {
-        row_share(blocks, me, threads, &first, &last);
-        few_rows(&l, first, last, POINTER(float, 12) + me * l.depth * TILE);
+        float *group_sums = POINTER(float, 12) + worker->me * l.depth * TILE;
+        sum_groups(&l, group_sums);
+        while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, group_sums);
         return;
     }
     int64_t share = 2 * l.depth * TILE + (l.rows + 15) / 16 * 1024; /* weights as bf16, sums as floats */
-    bf16 *scratch = POINTER(bf16, 12) + me * share;
+    bf16 *scratch = POINTER(bf16, 12) + worker->me * share;
     float *sums = (float *)(scratch + 2 * l.depth * TILE);
-    row_share((blocks + 1) / 2, me, threads, &first, &last);
-    for (int64_t pair = first; pair < last; pair++) {
-        int two = 2 * pair + 1 < blocks;
-        const bf16 *w = as_bf16(&l, 2 * pair, 1 + two, scratch);
-        int64_t bytes = pair + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0;
-        many_rows(&l, w, two ? w + l.depth * TILE : w, 32 * pair, l.weight + 2 * (pair + 1) * l.depth * tile_bytes(l.kind), bytes, sums);
-    }
+    while (next_share(worker, (blocks + 1) / 2, &first, &last))
+        for (int64_t pair = first; pair < last; pair++) {
+            int two = 2 * pair + 1 < blocks;
+            const bf16 *w = as_bf16(&l, 2 * pair, 1 + two, scratch);
+            int64_t bytes = pair + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0;
+            many_rows(&l, w, two ? w + l.depth * TILE : w, 32 * pair, l.weight + 2 * (pair + 1) * l.depth * tile_bytes(l.kind), bytes, sums);
+        }
 }
 
 static inline __m512 sigmoid16(__m512 x) {
@@ -348,34 +354,41 @@ static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_
     }
 }
 
-/* A gated layer's first half: gate and up products and the activation, straight into the packed input of the second half.
- * slots: weight (gate's outputs, then up's; as many, a multiple of 32), kind, outputs, inputs, bias, packed x, rows,
- * packed out, whether GELU instead of SiLU, scratch as in linear. */
-void owngpt_step_gated_linear(const int64_t *slots, int me, int threads) {
-    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2],
-                .inputs = slots[3], .rows = slots[6], .depth = (slots[3] + 31) / 32, .tiles = POINTER(const bf16, 5)};
-    bf16 *out = POINTER(bf16, 7);
-    int64_t groups = (l.rows + 15) / 16, half = l.outputs / 32, first, last, share = 2 * l.depth * TILE + groups * 1024;
-    bf16 *scratch = POINTER(bf16, 9) + me * share;
-    float *sums = (float *)(scratch + 2 * l.depth * TILE);
-    row_share(half / 2, me, threads, &first, &last);
-    for (int64_t block = 2 * first; block < 2 * last; block++) {
-        const bf16 *gate = as_bf16(&l, block, 1, scratch), *up = as_bf16(&l, half + block, 1, scratch + l.depth * TILE);
-        int64_t bytes = block + 1 < 2 * last ? l.depth * tile_bytes(l.kind) : 0;
-        for (int64_t from = 0; from < l.depth; from += STRIP) {
-            int64_t to = from + STRIP < l.depth ? from + STRIP : l.depth;
-            ask_for_weights(l.weight + (block + 1) * l.depth * tile_bytes(l.kind), bytes, from, to, l.depth);
-            ask_for_weights(l.weight + (half + block + 1) * l.depth * tile_bytes(l.kind), bytes, from, to, l.depth);
-            for (int64_t g = 0; g < groups; g++) {
-                two_blocks(l.tiles + g * l.depth * TILE, gate, up, from, to, sums + 512 * g);
-                if (to == l.depth) put_gated(&l, sums + 512 * g, 16 * block, (int)slots[8], out + (g * half / 2 + block / 2) * TILE);
-            }
+/* 16 outputs of gate and of up for all tokens; `bytes` of the weights of the next ones are asked for meanwhile. */
+static void gated_block(const Linear *l, const bf16 *gate, const bf16 *up, int64_t block, int64_t bytes, int tanh_form, float *sums, bf16 *out) {
+    int64_t groups = (l->rows + 15) / 16, half = l->outputs / 32;
+    for (int64_t from = 0; from < l->depth; from += STRIP) {
+        int64_t to = from + STRIP < l->depth ? from + STRIP : l->depth;
+        ask_for_weights(l->weight + (block + 1) * l->depth * tile_bytes(l->kind), bytes, from, to, l->depth);
+        ask_for_weights(l->weight + (half + block + 1) * l->depth * tile_bytes(l->kind), bytes, from, to, l->depth);
+        for (int64_t g = 0; g < groups; g++) {
+            two_blocks(l->tiles + g * l->depth * TILE, gate, up, from, to, sums + 512 * g);
+            if (to == l->depth) put_gated(l, sums + 512 * g, 16 * block, tanh_form, out + g * half / 2 * TILE);
         }
     }
 }
 
+/* A gated layer's first half: gate and up products and the activation, straight into the packed input of the second half.
+ * slots: weight (gate's outputs, then up's; as many, a multiple of 32), kind, outputs, inputs, bias, packed x, rows,
+ * packed out, whether GELU instead of SiLU, scratch as in linear. */
+void owngpt_step_gated_linear(const int64_t *slots, Worker *worker) {
+    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2],
+                .inputs = slots[3], .rows = slots[6], .depth = (slots[3] + 31) / 32, .tiles = POINTER(const bf16, 5)};
+    bf16 *out = POINTER(bf16, 7);
+    int64_t groups = (l.rows + 15) / 16, half = l.outputs / 32, first, last, share = 2 * l.depth * TILE + groups * 1024;
+    bf16 *scratch = POINTER(bf16, 9) + worker->me * share;
+    float *sums = (float *)(scratch + 2 * l.depth * TILE);
+    while (next_share(worker, half / 2, &first, &last))
+        for (int64_t block = 2 * first; block < 2 * last; block++) {
+            const bf16 *gate = as_bf16(&l, block, 1, scratch), *up = as_bf16(&l, half + block, 1, scratch + l.depth * TILE);
+            int64_t bytes = block + 1 < 2 * last ? l.depth * tile_bytes(l.kind) : 0;
+            gated_block(&l, gate, up, block, bytes, (int)slots[8], sums, out + block / 2 * TILE);
+        }
+}
+
 /* Rows of a packed weight: slots weight, kind, inputs, ids, rows, out (bf16), factor, whether ids have 32 bits. */
-void owngpt_step_embed(const int64_t *slots, int me, int threads) {
+void owngpt_step_embed(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     const uint8_t *weight = POINTER(const uint8_t, 0);
     bf16 *out = POINTER(bf16, 5);
     int64_t kind = slots[1], inputs = slots[2], depth = (inputs + 31) / 32, bytes = tile_bytes(kind), first, last;

@@ -32,7 +32,8 @@ static inline int64_t block_at(const Paged *p, const Segment *s, int64_t token, 
 }
 
 /* slots: segments, their number, tables, keys, values, groups, size, key (rows of stride), stride, value, stride. */
-void owngpt_step_append(const int64_t *slots, int me, int threads) {
+void owngpt_step_append(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     Paged p = {.segments = POINTER(const Segment, 0), .tables = POINTER(const int32_t, 2), .keys = POINTER(bf16, 3),
                .values = POINTER(bf16, 4), .groups = slots[5], .size = slots[6]};
     for (int64_t n = 0; n < slots[1]; n++) {
@@ -197,28 +198,29 @@ static void attend_heads(const Paged *p, const Segment *s, int64_t head, int64_t
     else if (many == 1) attend_one(p, s, head, 1, scores, weights);
 }
 
+static int64_t units(const Paged *p, const Segment *s, int64_t together) {
+    return s->count == 1 ? p->heads / together : p->heads * ((s->count + QUERIES - 1) / QUERIES);
+}
+
 /* slots: segments, their number, tables, keys, values, groups, size, query, its stride, out, heads, window, scale, sinks or NULL,
  * scratch bytes a thread and scratch: 32 x padded context x 6 bytes each.
- * Work is dealt out by what it costs: keys times queries. */
-void owngpt_step_attend(const int64_t *slots, int me, int threads) {
+ * A share is 32 queries of a head, or a token's heads of one group where there are enough of those. */
+void owngpt_step_attend(const int64_t *slots, Worker *worker) {
     Paged p = {POINTER(const Segment, 0), POINTER(const int32_t, 2), POINTER(bf16, 3), POINTER(bf16, 4), slots[10], slots[5], slots[6],
                slots[11], NUMBER(12), POINTER(const float, 13), POINTER(const bf16, 7), slots[8], POINTER(bf16, 9)};
-    char *scratch = POINTER(char, 15) + me * slots[14];
+    char *scratch = POINTER(char, 15) + worker->me * slots[14];
     float *scores = (float *)scratch;
     bf16 *weights = (bf16 *)(scratch + slots[14] / 6 * 4);
-    int64_t total = 0, done = 0, per_group = p.heads / p.groups;
-    for (int64_t n = 0; n < slots[1]; n++) total += p.segments[n].count * (p.segments[n].before + p.segments[n].count) * p.heads;
-    int64_t from = total * me / threads, to = total * (me + 1) / threads;
+    int64_t total = 0, at = 0, first = 0, last = 0, together = slots[1] * p.groups >= 2 * worker->threads ? p.heads / p.groups : 1;
+    for (int64_t n = 0; n < slots[1]; n++) total += units(&p, p.segments + n, together);
     for (int64_t n = 0; n < slots[1]; n++) {
         const Segment *s = p.segments + n;
-        int64_t keys = s->before + s->count;
-        int64_t unit = s->count == 1 && slots[1] * p.groups >= 2 * threads ? per_group : 1;
-        for (int64_t head = 0; head < p.heads; head += unit)
-            for (int64_t q = 0; q < s->count; q += QUERIES) {
-                int64_t here = s->count - q < QUERIES ? s->count - q : QUERIES, middle = done + here * keys * unit / 2;
-                done += here * keys * unit;
-                if (middle < from || middle >= to) continue;
-                if (s->count == 1) attend_heads(&p, s, head, unit, scores, weights);
+        int64_t many = s->count == 1 ? together : 1;
+        for (int64_t head = 0; head < p.heads; head += many)
+            for (int64_t q = 0; q < s->count; q += QUERIES, at++) {
+                if (at == last && !next_share(worker, total, &first, &last)) return;
+                if (at < first) continue;
+                if (s->count == 1) attend_heads(&p, s, head, many, scores, weights);
                 else attend_many(&p, s, head, q, scores, weights);
             }
     }

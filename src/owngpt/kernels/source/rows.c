@@ -28,7 +28,8 @@ static void rms_norm_row(const bf16 *x, const float *weight, int64_t width, floa
 }
 
 /* slots: x, update or NULL, weight, bias (NULL: RMSNorm), summed (where there is an update), normed, rows, width, epsilon. */
-void owngpt_step_norm(const int64_t *slots, int me, int threads) {
+void owngpt_step_norm(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     int64_t rows = slots[6], width = slots[7], first, last;
     const float *weight = POINTER(const float, 2), *bias = POINTER(const float, 3);
     row_share(rows, me, threads, &first, &last);
@@ -72,7 +73,8 @@ static void turn(const bf16 *restrict in, const float *restrict weight, const fl
 
 /* slots: projected (rows x (heads + 2 groups) x size), query weight, key weight (or NULL), cosines, sines (positions x half),
  * positions (int32, a row each), rotated (rows x (heads + groups) x size), rows, heads, groups, size, half, epsilon. */
-void owngpt_step_rotate(const int64_t *slots, int me, int threads) {
+void owngpt_step_rotate(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     const int32_t *positions = POINTER(const int32_t, 5);
     int64_t heads = slots[8], groups = slots[9], size = slots[10], half = slots[11], turned = heads + groups, first, last;
     row_share(slots[7] * turned, me, threads, &first, &last);
@@ -98,7 +100,8 @@ static void split_work(int64_t rows, int64_t width, int me, int threads, int64_t
 }
 
 /* slots: gate_up (rows x 2 width, gate first), out, rows, width, kind. */
-void owngpt_step_gated(const int64_t *slots, int me, int threads) {
+void owngpt_step_gated(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     int64_t width = slots[3], row, row_end, column, column_end;
     split_work(slots[2], width, me, threads, &row, &row_end, &column, &column_end);
     for (; row < row_end; row++) {
@@ -117,7 +120,8 @@ void owngpt_step_gated(const int64_t *slots, int me, int threads) {
 }
 
 /* slots: x, out, rows, width, kind. */
-void owngpt_step_pointwise(const int64_t *slots, int me, int threads) {
+void owngpt_step_pointwise(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     const bf16 *x = POINTER(const bf16, 0);
     bf16 *out = POINTER(bf16, 1);
     int64_t first, last;
@@ -143,7 +147,8 @@ void owngpt_step_pointwise(const int64_t *slots, int me, int threads) {
 }
 
 /* slots: x, y, out, rows, width: out = x + y. */
-void owngpt_step_add(const int64_t *slots, int me, int threads) {
+void owngpt_step_add(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     const bf16 *x = POINTER(const bf16, 0), *y = POINTER(const bf16, 1);
     bf16 *out = POINTER(bf16, 2);
     int64_t first, last;
@@ -153,7 +158,8 @@ void owngpt_step_add(const int64_t *slots, int me, int threads) {
 }
 
 /* slots: x, its row's width, indices (int32), count, out. */
-void owngpt_step_gather(const int64_t *slots, int me, int threads) {
+void owngpt_step_gather(const int64_t *slots, Worker *worker) {
+    int me = worker->me, threads = worker->threads;
     const int32_t *index = POINTER(const int32_t, 2);
     int64_t width = slots[1], first, last;
     row_share(slots[3], me, threads, &first, &last);

@@ -3,19 +3,22 @@
 
 #ifdef __AMX_BF16__
 #include <sched.h>
-#include <stdatomic.h>
 
 static const StepFunction FUNCTIONS[] = {
     owngpt_step_pack_rows, owngpt_step_linear, owngpt_step_embed, owngpt_step_norm, owngpt_step_rotate,
     owngpt_step_gated, owngpt_step_pointwise, owngpt_step_gather, owngpt_step_append, owngpt_step_attend, owngpt_step_add,
     owngpt_step_gated_linear,
 };
-enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 20000 };
+enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000 };
 
 typedef struct {
     _Alignas(64) atomic_int waiting;
     _Alignas(64) atomic_int round;
 } Barrier;
+
+typedef struct {
+    _Alignas(64) atomic_llong count;
+} Taken;
 
 /* All threads meet; spinning is short, since a step takes microseconds, and gives way when a thread was taken off its core. */
 static void meet(Barrier *barrier, int threads) {
@@ -36,13 +39,16 @@ int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind < 0 || steps[i].kind >= KINDS) return 1;
     Barrier barrier = {0};
+    Taken taken[3] = {0};
 #pragma omp parallel num_threads(threads)
     {
-        int me = omp_get_thread_num(), all = omp_get_num_threads();
+        Worker worker = {.me = omp_get_thread_num(), .threads = omp_get_num_threads()};
         tiles_begin();
         for (int64_t i = 0; i < count; i++) {
-            FUNCTIONS[steps[i].kind](steps[i].slots, me, all);
-            if (i + 1 < count) meet(&barrier, all);
+            worker.taken = &taken[i % 3].count; /* three in turn: nobody is two steps away from another */
+            if (!worker.me) atomic_store_explicit(&taken[(i + 1) % 3].count, 0, memory_order_relaxed);
+            FUNCTIONS[steps[i].kind](steps[i].slots, &worker);
+            if (i + 1 < count) meet(&barrier, worker.threads);
         }
         tiles_end();
     }

@@ -4,6 +4,7 @@
  * (steps.c), with a light barrier between one step and the next instead of starting threads for each. */
 #pragma once
 #include "tiles.h"
+#include <stdatomic.h>
 
 enum { SLOTS = 23 };
 enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2 };
@@ -16,26 +17,45 @@ typedef struct {
     int64_t slots[SLOTS];
 } Step;
 
-typedef void (*StepFunction)(const int64_t *slots, int me, int threads);
+typedef struct {
+    int me, threads;
+    atomic_llong *taken; /* shares of the step that threads have taken, see next_share */
+} Worker;
+
+typedef void (*StepFunction)(const int64_t *slots, Worker *worker);
+
+/* The next part of `total` shares, [first, last); 0 when all are taken. Large ones first: a thread whose processor is taken away
+ * for a while (another program, another guest of the machine) holds up the others by one part at most. */
+static inline int next_share(Worker *worker, int64_t total, int64_t *first, int64_t *last) {
+    long long at = atomic_load_explicit(worker->taken, memory_order_relaxed), size;
+    do {
+        if (at >= total) return 0;
+        size = (total - at) / (2 * worker->threads);
+        if (size < 1) size = 1;
+    } while (!atomic_compare_exchange_weak_explicit(worker->taken, &at, at + size, memory_order_relaxed, memory_order_relaxed));
+    *first = at;
+    *last = at + size;
+    return 1;
+}
 
 #define POINTER(type, index) ((type *)(intptr_t)slots[index])
 static inline double slot_number(int64_t slot) { union { int64_t bits; double number; } u = {.bits = slot}; return u.number; }
 #define NUMBER(index) ((float)slot_number(slots[index]))
 
 /* packed.c */
-void owngpt_step_pack_rows(const int64_t *slots, int me, int threads);
-void owngpt_step_linear(const int64_t *slots, int me, int threads);
-void owngpt_step_gated_linear(const int64_t *slots, int me, int threads);
-void owngpt_step_embed(const int64_t *slots, int me, int threads);
+void owngpt_step_pack_rows(const int64_t *slots, Worker *worker);
+void owngpt_step_linear(const int64_t *slots, Worker *worker);
+void owngpt_step_gated_linear(const int64_t *slots, Worker *worker);
+void owngpt_step_embed(const int64_t *slots, Worker *worker);
 
 /* rows.c */
-void owngpt_step_norm(const int64_t *slots, int me, int threads);
-void owngpt_step_rotate(const int64_t *slots, int me, int threads);
-void owngpt_step_gated(const int64_t *slots, int me, int threads);
-void owngpt_step_pointwise(const int64_t *slots, int me, int threads);
-void owngpt_step_add(const int64_t *slots, int me, int threads);
-void owngpt_step_gather(const int64_t *slots, int me, int threads);
+void owngpt_step_norm(const int64_t *slots, Worker *worker);
+void owngpt_step_rotate(const int64_t *slots, Worker *worker);
+void owngpt_step_gated(const int64_t *slots, Worker *worker);
+void owngpt_step_pointwise(const int64_t *slots, Worker *worker);
+void owngpt_step_add(const int64_t *slots, Worker *worker);
+void owngpt_step_gather(const int64_t *slots, Worker *worker);
 
 /* paged.c */
-void owngpt_step_append(const int64_t *slots, int me, int threads);
-void owngpt_step_attend(const int64_t *slots, int me, int threads);
+void owngpt_step_append(const int64_t *slots, Worker *worker);
+void owngpt_step_attend(const int64_t *slots, Worker *worker);
