@@ -78,6 +78,8 @@ class Race:
                 try:
                     with Rival(spec, self._first) as rival:
                         warm = rival.start_seconds
+                        if spec.name not in self.infos:
+                            self.infos[spec.name] = rival.ask("info")
                     with tempfile.TemporaryDirectory() as empty:
                         nowhere = {"OWNGPT_CACHE": empty, "TORCHINDUCTOR_CACHE_DIR": empty, "VLLM_CACHE_ROOT": empty}
                         with Rival(spec, self._first, nowhere) as rival:
