@@ -72,8 +72,8 @@ def main() -> None:
 
 def _speed(options: argparse.Namespace, parts: list[str]) -> dict[str, Any]:
     result = bench(
-        options.model, vs=options.vs, weights=options.weights, parts=parts, rounds=options.rounds, quick=options.quick,
-        llama_server=options.llama_server, say=_say,
+        options.model, vs=options.vs, weights=options.weights, parts=parts, rounds=options.rounds, batches=options.batches,
+        quick=options.quick, llama_server=options.llama_server, say=_say,
     )  # fmt: skip
     for name, info in result["sides"].items():
         console.print(f"[bold]{name}:[/] {info.get('version', 'did not run')}; {info.get('settings', '')}", highlight=False)
@@ -152,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", nargs="+", choices=("all", *PARTS), default=["all"])
     parser.add_argument("--vs", nargs="*", choices=PEERS, default=list(PEERS), help="peers, where installed (default: all)")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="default: all")
-    parser.add_argument("--rounds", type=int, help="of each side, in turn, after one to warm up (default: 5)")
+    parser.add_argument("--rounds", type=int, help="of each side, in turn, after one to warm up (default: 3)")
+    parser.add_argument("--batches", nargs="+", type=int, help="texts at once in decode (default: 1 2 4 8 16 32 64)")
     parser.add_argument("--quick", action="store_true", help="small sizes and one round: shows that everything runs")
     parser.add_argument("--llama-server", help="a llama-server built for this processor, instead of the one in xllamacpp")
     parser.add_argument("--text", type=Path, help="what quality scores (default: the project's documentation)")

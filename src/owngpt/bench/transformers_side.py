@@ -27,6 +27,7 @@ class Transformers:
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
         self._extra: dict[str, Any] = {}
+        self._known: set[tuple[int, int]] = set()
         if self.compiled:
             compiling = CompileConfig(mode="default", dynamic=False)
             vars(compiling)["_compile_all_devices"] = True  # without it, transformers compiles on accelerators only
@@ -74,6 +75,10 @@ class Transformers:
             return torch.zeros(len(token_ids), dtype=torch.bool)
 
         token_ids = torch.tensor([list(prompt) for prompt in prompts])
+        shape = (len(prompts), len(prompts[0]) + new)
+        if self.compiled and shape not in self._known:  # a static cache of another size is compiled again
+            self._known.add(shape)
+            self.write(prompts, new)
         began = time.perf_counter()
         with torch.inference_mode():
             self.model.generate(
