@@ -37,7 +37,8 @@ def test_an_attack_takes_little_memory() -> None:
         "    except ModelFolderError: pass\n"
         # ru_maxrss would count the process that this one was forked from, which is the whole suite
         "status = pathlib.Path('/proc/self/status')\n"
-        "own = [line.split()[1] for line in status.read_text().splitlines() if line.startswith('VmHWM')] if status.exists() else []\n"
+        "lines = status.read_text().splitlines() if status.exists() else []\n"
+        "own = [line.split()[1] for line in lines if line.startswith('VmHWM')]\n"
         "print(int(own[0]) // 1024 if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], input=json.dumps(attacks), capture_output=True, text=True, check=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,8 @@ class Transformers:
         self._extra: dict[str, Any] = {}
         self._known: set[tuple[int, int]] = set()
         if self.compiled:
+            self._cache = tempfile.TemporaryDirectory(prefix="owngpt-bench-")  # a broken file in the common one would stop it
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
             compiling = CompileConfig(mode="default", dynamic=False)
             vars(compiling)["_compile_all_devices"] = True  # without it, transformers compiles on accelerators only
             self._extra = {"cache_implementation": "static", "compile_config": compiling}
