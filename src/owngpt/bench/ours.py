@@ -8,6 +8,10 @@ from collections.abc import Iterator, Sequence
 from threading import Thread
 from typing import Any
 
+import torch
+
+from owngpt import __version__
+from owngpt.bench.open import open_weights, weight_bytes
 from owngpt.bench.side import Figures, Prompt, SideSpec, gaps, split_gaps
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.request import Failed, Piece, Request, Stream
@@ -17,16 +21,12 @@ class OwnGPT:
     """See :class:`owngpt.bench.side.Side`."""
 
     def __init__(self, spec: SideSpec) -> None:
-        from owngpt.bench.open import open_side
-
-        self.engine, self.described = open_side(spec)
+        torch.set_num_threads(spec.threads)
+        self.engine = open_weights(spec.path, spec.weights, spec.most_requests)
 
     def info(self) -> dict[str, Any]:
         """See :class:`owngpt.bench.side.Side`."""
-        from owngpt import __version__
-        from owngpt.bench.open import weight_bytes
-
-        return {"version": __version__, "settings": self.described, "weight_bytes": weight_bytes(self.engine)}
+        return {"version": __version__, "settings": str(self.engine.setup), "weight_bytes": weight_bytes(self.engine)}
 
     def tune(self, prompt: Prompt) -> dict[str, Any]:
         """The engine has chosen when it was opened."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from owngpt.bench.open import open_runner, open_side
-from owngpt.bench.side import SideSpec
+from owngpt.bench.open import open_weights
 from owngpt.config.generation import GenerationConfig
+from owngpt.engine.load import PreparedEngine
 from owngpt.engine.request import Request
 from owngpt.engine.runner import Part, Runner
 from owngpt.errors import DataError
@@ -68,15 +67,14 @@ def quality(
 def _kind(
     path: Path, kind: str, windows: Tensor, prompts: Sequence[list[int]], wanted: Sequence[list[int]], reference: float
 ) -> dict[str, Any]:
-    model = open_model(path, dtype=torch.float32 if kind == "float32" else None)[0]
-    per_row = -(-windows.shape[1] // 32)
-    runner, described = open_runner(model, kind, per_row * len(windows))
-    scores = _runner_scores(runner, windows)
-    alone = _runner_scores(runner, windows[:1, : min(ALONE, windows.shape[1])])
+    engine = open_weights(path, kind, len(windows))
+    with engine:
+        scores = _runner_scores(engine.runner, windows)
+        alone = _runner_scores(engine.runner, windows[:1, : min(ALONE, windows.shape[1])])
+        written = _engine_greedy(engine, prompts, len(wanted[0]))
     loss = -float(scores.double().mean())
-    written = _engine_greedy(path, kind, prompts, len(wanted[0]))
     return {
-        "runs": described,
+        "runs": str(engine.setup),
         "perplexity": math.exp(loss),
         "rise": math.exp(loss - reference) - 1,
         "greedy_same": sum(ours == theirs for ours, theirs in zip(written, wanted, strict=True)),
@@ -131,12 +129,7 @@ def _runner_scores(runner: Runner, windows: Tensor) -> Tensor:
     return scores
 
 
-def _engine_greedy(path: Path, kind: str, prompts: Sequence[list[int]], new: int) -> list[list[int]]:
-    blank = SideSpec("", "owngpt", str(path), kind, torch.get_num_threads(), 0, 0, 1)
-    spec = replace(blank, longest=len(prompts[0]) + new + 1, memory=2 * (len(prompts[0]) + new + 1))
-    engine, _ = open_side(spec)
+def _engine_greedy(engine: PreparedEngine, prompts: Sequence[list[int]], new: int) -> list[list[int]]:
     config = GenerationConfig(max_new_tokens=new, temperature=0.0, ignore_end=True)
-    with engine:
-        return [
-            list(engine.submit(Request(tuple(prompt), config, end_ids=frozenset())).result()[0].token_ids) for prompt in prompts
-        ]
+    requests = (Request(tuple(prompt), config, end_ids=frozenset()) for prompt in prompts)
+    return [list(engine.submit(request).result()[0].token_ids) for request in requests]

@@ -18,6 +18,8 @@ PARTS = ("start", "prefill", "decode", "loads", "prefix", "arrival", "idle", "me
 COMPILED_BATCHES = (1, 16)
 """Batches for which transformers is compiled: each takes it a minute."""
 TUNE_TOKENS = 256
+WARM_TOKENS = 16
+"""Written to warm up."""
 
 Values = dict[str, dict[str, list[float]]]
 """Side → figure → a value a round."""
@@ -78,6 +80,8 @@ class Race:
                 try:
                     with Rival(spec, self._first) as rival:
                         warm = rival.start_seconds
+                        if spec.name not in self.infos:
+                            self.infos[spec.name] = rival.ask("info")
                     with tempfile.TemporaryDirectory() as empty:
                         nowhere = {"OWNGPT_CACHE": empty, "TORCHINDUCTOR_CACHE_DIR": empty, "VLLM_CACHE_ROOT": empty}
                         with Rival(spec, self._first, nowhere) as rival:
@@ -112,7 +116,8 @@ class Race:
             return output | ({"tokens_per_second": measured["rate"]} if "rate" in measured else {})
 
         skip = [] if load.requests in COMPILED_BATCHES else [spec.name for spec in self.specs if spec.options.get("compiled")]
-        return self._turns(what, "write", lambda turn: {"prompts": prompts[turn], "new": load.new}, figures, skip)
+        new = [min(WARM_TOKENS, load.new), *[load.new] * self.rounds]
+        return self._turns(what, "write", lambda turn: {"prompts": prompts[turn], "new": new[turn]}, figures, skip)
 
     def _prefix(self) -> dict[str, Any]:
         def arguments(turn: int) -> dict[str, Any]:

@@ -24,7 +24,8 @@ WEIGHTS = ("bf16", "int8", "int4")
 GGUF_TYPES = {"bf16": "bfloat16", "int8": "q8_0", "int4": "q4_0"}
 """What llama.cpp is given against each of our kinds: as many bits."""
 NAMES = {"bfloat16": "BF16", "q8_0": "Q8_0", "q4_0": "Q4_0"}
-ROUNDS = 5
+ROUNDS = 3
+MOST_BATCH = 512
 
 
 def bench(
@@ -34,6 +35,7 @@ def bench(
     weights: Sequence[str] = ("bf16",),
     parts: Sequence[str] = PARTS,
     rounds: int | None = None,
+    batches: Sequence[int] | None = None,
     quick: bool = False,
     llama_server: str | None = None,
     say: Callable[[str], None] = lambda _: None,
@@ -46,6 +48,7 @@ def bench(
         run in bf16, and are measured where that is among them.
     :param parts: of :data:`owngpt.bench.race.PARTS`.
     :param rounds: measurements of each side, in turn, after one to warm up.
+    :param batches: numbers of texts written at once in the part decode, instead of the usual ones.
     :param quick: small sizes and one round: shows that everything runs.
     :param llama_server: a build of llama.cpp's server to run instead of the wheel's.
     :param say: told what is going on.
@@ -61,6 +64,10 @@ def bench(
     path = locate(model)
     config = load_config(path)
     sizes = (QUICK if quick else Sizes()).fitted(config.context_length)
+    if batches is not None:
+        if not batches or not all(1 <= batch <= MOST_BATCH for batch in batches):
+            raise UsageError(f"--batches must be from 1 to {MOST_BATCH}")
+        sizes = replace(sizes, batches=tuple(batches))
     absent = [kind for kind in vs if not (installed(kind) or (kind == "llama.cpp" and llama_server))]
     for kind in absent:
         say(f"{kind} is left out: it is not installed (Python module {MODULES[kind]})")

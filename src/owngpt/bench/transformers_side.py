@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +28,10 @@ class Transformers:
         self.model.generation_config.eos_token_id = None
         self.model.generation_config.pad_token_id = 0
         self._extra: dict[str, Any] = {}
+        self._known: set[tuple[int, int]] = set()
         if self.compiled:
+            self._cache = tempfile.TemporaryDirectory(prefix="owngpt-bench-")  # a broken file in the common one would stop it
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = self._cache.name
             compiling = CompileConfig(mode="default", dynamic=False)
             vars(compiling)["_compile_all_devices"] = True  # without it, transformers compiles on accelerators only
             self._extra = {"cache_implementation": "static", "compile_config": compiling}
@@ -74,6 +78,10 @@ class Transformers:
             return torch.zeros(len(token_ids), dtype=torch.bool)
 
         token_ids = torch.tensor([list(prompt) for prompt in prompts])
+        shape = (len(prompts), len(prompts[0]) + new)
+        if self.compiled and shape not in self._known:  # a static cache of another size is compiled again
+            self._known.add(shape)
+            self.write(prompts, new)
         began = time.perf_counter()
         with torch.inference_mode():
             self.model.generate(

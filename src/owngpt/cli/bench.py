@@ -37,7 +37,7 @@ def bench(
     part
         What to measure: all, or some of start,prefill,decode,loads,prefix,arrival,idle,memory.
     rounds
-        Measurements of each side, after one to warm up; without it five.
+        Measurements of each side, after one to warm up; without it three.
     quick
         Small sizes and one round: shows in a minute that everything runs.
     llama_server
