@@ -153,6 +153,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3", {"layer_types": ["full_attention"]}, "a list of 2 names"),
     ("qwen3", {"layer_types": ["sliding_attention", "full_attention"]}, "use_sliding_window is False"),
     ("qwen3", {"rms_norm_eps": float("nan")}, "rms_norm_eps is nan"),
+    ("qwen3", {"rope_theta": 5.0}, r"rope_theta is 5\.0; it must be the 10000\.0 that its rotary block says"),
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
     ("gpt2", {"n_head": 5}, "a divisor of n_embd 32"),
     ("gpt2", {"activation_function": "mish"}, "activation_function is 'mish'"),
@@ -187,6 +188,13 @@ def test_old_spellings_are_read() -> None:
     assert family_named("gpt2").to_config(old).parameter_count() == 124_439_808
     neo = {"hidden_size": 64, "num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 9}
     assert family_named("gpt_neo").to_config(neo).attention_windows == (0, 9, 0, 9)
+
+
+def test_gemma_s_window_pattern_holds_where_both_spellings_of_it_are_there() -> None:
+    values = family_named("gemma3_text").from_config(replace(EXAMPLES["gemma3_text"], layers=6, attention_windows=()))
+    del values["layer_types"]
+    values |= {"sliding_window": 9, "sliding_window_pattern": 3, "_sliding_window_pattern": 6}  # transformers reads the first
+    assert family_named("gemma3_text").to_config(values).attention_windows == (9, 9, 0, 9, 9, 0)
 
 
 def test_each_family_has_its_own_names() -> None:

@@ -53,6 +53,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"rotary_base": 0.0}, "rotary_base is 0.0; it must be a number above 0"),
     ({"embedding_scale": float("nan")}, "embedding_scale is nan"),
     ({"positions": "learned", "local_rotary_base": 9.0}, "need rotary positions, not 'learned'"),
+    ({"norm_epsilon": -1.0}, "norm_epsilon is -1.0; it must be at least 0"),
     ({"rotary_fraction": 0.2}, "the rotated part of a head, 3, must be even"),
 ]
 

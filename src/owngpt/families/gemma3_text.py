@@ -137,8 +137,9 @@ def _scalar(config: GPTConfig) -> int:
 
 
 def _period(reader: ConfigReader) -> int:
-    """Of layers that see everything, where `layer_types` does not name them; newer files have it with an underscore."""
-    return reader.integer("_sliding_window_pattern", reader.integer("sliding_window_pattern", PERIOD))
+    """Of layers that see everything, where `layer_types` does not name them. Newer files have it with an underscore too, which
+    transformers writes and does not read back: where both are there, the plain one holds."""
+    return reader.integer("sliding_window_pattern", reader.integer("_sliding_window_pattern", PERIOD))
 
 
 def _read_rotary(reader: ConfigReader, length: int) -> tuple[Rotary, Rotary]:

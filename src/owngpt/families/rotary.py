@@ -63,6 +63,8 @@ def read_rotary(reader: ConfigReader, context_length: int, *, base: float = 1000
     ]
     if len(found) == 2 and found[0] != found[1]:
         raise reader.error("rope_scaling", reader.take("rope_scaling"), "what rope_parameters says, or absent")
+    if found and reader.take("rope_theta") is not None and found[0].base != base:
+        raise reader.error("rope_theta", base, f"the {found[0].base} that its rotary block says, or absent")
     return found[0] if found else Rotary(base, None, fraction, context_length)
 
 

@@ -124,6 +124,8 @@ class GPTConfig:
             )
 
     def _check_norms(self) -> None:
+        if not self.norm_epsilon >= 0.0:
+            raise UsageError(f"norm_epsilon is {self.norm_epsilon}; it must be at least 0")
         if self.shared_norm and not self.parallel_residual:
             raise UsageError("shared_norm is for a parallel residual; set parallel_residual too, or leave it out")
         if self.parallel_residual and self.norm_placement != "pre":
