@@ -9,12 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tests.engine import poem
 
 import owngpt
 from owngpt.errors import ModelFolderError, UsageError
 from owngpt.evaluate.bits import score_text
+from owngpt.families import family_for
 from owngpt.formats.folder import save_model
+from owngpt.formats.weights import export_state
+from owngpt.model.config import GPTConfig
+from owngpt.model.gpt import GPT
 from owngpt.text.chat import CHATML
 
 PROMPT = "春眠"
@@ -165,3 +170,17 @@ def test_public_functions_are_not_hidden_by_rooms_of_the_same_name() -> None:
     code = "import owngpt.evaluate.bits, owngpt; print(callable(owngpt.evaluate))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "True\n"
+
+
+def test_a_folder_without_a_tokenizer_shows_its_logits_and_refuses_text(tmp_path: Path) -> None:
+    config = GPTConfig(
+        vocab_size=97, context_length=32, hidden_size=32, layers=1, heads=2, key_value_heads=1, head_size=16, intermediate_size=48
+    )
+    network = GPT(config, generator=torch.Generator().manual_seed(0)).eval()
+    family = family_for(config)
+    (tmp_path / "config.json").write_text(json.dumps(family.from_config(config)))
+    save_file(export_state(network.state_dict(), family, config, torch.float32), tmp_path / "model.safetensors")
+    model = owngpt.load(tmp_path)
+    assert torch.allclose(model.logits([1, 2, 3])[0], network.logits(torch.tensor([[1, 2, 3]]))[0], atol=1e-5)
+    with pytest.raises(owngpt.OwnGPTError, match=r"has no tokenizer\.json"):
+        model.generate("a")

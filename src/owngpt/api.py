@@ -93,7 +93,7 @@ class _Source:
 
     def open(self) -> tuple[GPT, Tokenizer, dict[str, Any]]:
         """Its network in the data type that was asked for, its tokenizer, its generation_config.json."""
-        network, tokenizer, generation = open_model(self.path, dtype=self.dtype)
+        network, tokenizer, generation = open_model(self.path, dtype=self.dtype, needs_tokenizer=False)
         return network.to(self.device).eval(), tokenizer, generation
 
     def engine(self) -> LoadedEngine:

@@ -23,7 +23,7 @@ from owngpt.formats.weights import Prepare, export_state, load_state, stored_dty
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.templates import TEMPLATE_FILE, TEMPLATE_FOLDER
-from owngpt.text.tokenizer import Tokenizer
+from owngpt.text.tokenizer import TOKENIZER_FILE, NoTokenizer, Tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -126,11 +126,16 @@ def _garbage_left_alone() -> Iterator[None]:
 
 @_garbage_left_alone()
 def open_model(
-    path: str | Path, *, dtype: torch.dtype | None = torch.float32, prepare: Prepare | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    prepare: Prepare | None = None,
+    needs_tokenizer: bool = True,
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """What :func:`load_model` gives, and the content of generation_config.json, {} where there is none.
 
     :param prepare: says what becomes of each tensor, see :data:`owngpt.formats.weights.Prepare`.
+    :param needs_tokenizer: refuse a folder without one; else text is refused when somebody gives it.
     """
     path = Path(path)
     if (file := gguf_file(path)) is not None:
@@ -138,7 +143,8 @@ def open_model(
 
         return load_gguf(file, dtype=dtype, prepare=prepare)
     config = load_config(path)
-    tokenizer = Tokenizer.load(path)
+    known = needs_tokenizer or (path / TOKENIZER_FILE).is_file()
+    tokenizer = Tokenizer.load(path) if known else NoTokenizer(path)
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "

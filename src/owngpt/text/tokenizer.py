@@ -410,3 +410,19 @@ def _read_settings(folder: Path) -> dict[str, Any]:
             raise ModelFolderError(f"{file} holds a {type(found).__name__}; it must be a JSON object")
         settings.update(found)
     return settings
+
+
+class NoTokenizer(Tokenizer):
+    """In place of a tokenizer that a model folder does not have: its logits can be looked at, and text is refused."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(tokenizers.Tokenizer(tokenizers.models.BPE()))
+        self._folder = folder
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise ModelFolderError(
+            f"{self._folder} has no {TOKENIZER_FILE}, so the model knows no text; "
+            "copy the one that it was trained with into the folder"
+        )
+
+    encode = encode_batch = encode_prompt = decode = stream = save = _refuse
