@@ -11,6 +11,7 @@ import torch
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.engine import Engine
+from owngpt.engine.pace import LARGEST_PIECE
 from owngpt.engine.packing import pack_model, recordable
 from owngpt.engine.request import Failed, Piece, Request, Stream
 from owngpt.engine.runner import PackedRunner, Part, Runner
@@ -18,6 +19,7 @@ from owngpt.engine.torch_runner import TorchRunner
 from owngpt.errors import UsageError
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
+from owngpt.model.rotary import RotaryScaling
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer
 
@@ -135,6 +137,32 @@ def test_random_schedules_lose_no_block_and_change_no_text(tokenizer: Tokenizer,
             for request, texts in zip(asked, together, strict=True):
                 if len(texts) == request.config.num_return_sequences and isinstance(runner, TorchRunner):
                     assert texts == engine.submit(request).result()
+
+
+def test_texts_under_dynamic_scaling_do_not_turn_each_other(tokenizer: Tokenizer) -> None:
+    """What a text is does not depend on longer texts beside it, on pieces of its prompt, or on what was computed before."""
+    scaling = RotaryScaling("dynamic", 4.0, original_context_length=32)
+    model = model_of(shape(tokenizer, context_length=1024, rotary_scaling=scaling, attention_windows=()))
+    long = tuple(random.Random(1).randrange(16, tokenizer.vocab_size) for _ in range(LARGEST_PIECE + 90))
+    asked = [long[:20], long, long[:70], long[: LARGEST_PIECE + 40]]
+    config = GenerationConfig(max_new_tokens=6, temperature=0.0, log_probabilities=0)
+
+    def scores(engine: Engine, prompt: tuple[int, ...]) -> Stream:
+        return engine.submit(Request(prompt, config, end_ids=frozenset()))
+
+    with Engine(TorchRunner(model, 90), tokenizer, context_length=1024) as engine:
+        together = [score_of(stream) for stream in [scores(engine, prompt) for prompt in asked]]
+    for prompt, actual in zip(asked, together, strict=True):
+        with Engine(TorchRunner(model, 90), tokenizer, context_length=1024) as engine:
+            assert actual == pytest.approx(score_of(scores(engine, prompt)), abs=1e-4)
+        with torch.inference_mode():
+            expected = model.logits(torch.tensor([prompt]))[0, -1].log_softmax(-1).max().item()
+        assert actual[0] == pytest.approx(expected, abs=1e-4)
+
+
+def score_of(stream: Stream) -> list[float]:
+    """Log-probabilities of the tokens that were chosen."""
+    return [event.score.log_probability for event in stream if isinstance(event, Piece) and event.score is not None]
 
 
 def test_a_prompt_seen_before_is_not_computed_again(tokenizer: Tokenizer) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from owngpt.engine.cache import PREFILL_CHUNK, CachedContext
+from owngpt.engine.layout import Part
+from owngpt.engine.torch_runner import BLOCK, TorchRunner
 from owngpt.errors import UsageError
 from owngpt.families import family_named
 from owngpt.model.config import GPTConfig
@@ -83,16 +84,18 @@ def test_dynamic_scaling_follows_the_text_and_leaves_short_ones_alone() -> None:
     assert torch.equal(tables.reach(3, torch.device("cpu"))[0], plain[0])
 
 
-def test_a_long_prompt_is_rotated_by_its_whole_length_from_the_cache_too() -> None:
+def test_a_long_text_is_rotated_by_its_whole_length_in_the_engine_too() -> None:
     values = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 9, "num_hidden_layers": 2, "num_attention_heads": 2}
     values |= {"max_position_embeddings": 500, "rope_scaling": {"type": "dynamic", "factor": 4.0}}
     model = GPT(family_named("llama").to_config(values), generator=torch.Generator().manual_seed(1)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)) * 0.3)
-        ids = torch.randint(0, 50, (1, PREFILL_CHUNK + 100), generator=torch.Generator().manual_seed(3))
-        expected = model.logits(ids)[:, -1]
-    assert torch.allclose(CachedContext(model.config).extend(model, ids), expected, atol=1e-4)
+        ids = torch.randint(0, 50, (1, 1124), generator=torch.Generator().manual_seed(3))
+        expected = model.logits(ids)[0, -1]
+    blocks = range(1, 2 + 1124 // BLOCK)
+    actual = TorchRunner(model, 1 + len(blocks)).run([Part(ids[0].tolist(), 0, blocks)])
+    assert torch.allclose(actual[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,10 @@ class Engine:
         self.runner, self.tokenizer, self.context_length = runner, tokenizer, context_length
         windows = [config.window(layer) for layer in range(config.layers)]
         self._scheduler = Scheduler(
-            BlockPool(runner.blocks, runner.block_size), most_rows=most_rows, window=max(windows) if all(windows) else 0
+            BlockPool(runner.blocks, runner.block_size),
+            most_rows=most_rows,
+            window=max(windows) if all(windows) else 0,
+            whole_prompts=config.turns_by_length,
         )
         self._speculation = speculation
         self._samplers: dict[Task, Sampler] = {}
@@ -143,7 +146,8 @@ class Engine:
         with self._lock:
             if self._closing:
                 raise EngineError("the engine is closed")
-            mark = self._adapter_mark(request.adapter)
+            # Where a token's rotation depends on its text's length, texts of different requests share nothing.
+            mark = object() if self.runner.config.turns_by_length else self._adapter_mark(request.adapter)
             if len(self._scheduler.waiting) + len(self._new) + len(samplers) > MOST_WAITING:
                 raise UsageError(f"{MOST_WAITING} texts are waiting already; try again when some have finished")
             self._arrivals += 1

@@ -85,7 +85,7 @@ def recordable(model: GPT | GPTConfig) -> str | None:
         return "experts are not among the packed kernels"
     if config.head_size % 32 or config.head_size > 512:
         return f"a head of {config.head_size} is not a multiple of 32 up to 512"
-    if config.rotary_scaling is not None and config.rotary_scaling.kind == "dynamic":
+    if config.turns_by_length:
         return "dynamic rotary scaling changes with the length of the text"
     if config.activation == "swiglu_clamped":
         return "the activation swiglu_clamped is not among the packed kernels"

@@ -94,10 +94,19 @@ class Scheduler:
     """Waiting and running tasks. Takes blocks from the pool; the engine tells it what each step took."""
 
     def __init__(
-        self, pool: BlockPool, *, most_rows: int = MOST_ROWS, largest_piece: int = LARGEST_PIECE, window: int = 0
+        self,
+        pool: BlockPool,
+        *,
+        most_rows: int = MOST_ROWS,
+        largest_piece: int = LARGEST_PIECE,
+        window: int = 0,
+        whole_prompts: bool = False,
     ) -> None:
-        """:param window: tokens that the layer that looks back farthest sees; 0 for all."""
-        self.pool, self._window = pool, window
+        """
+        :param window: tokens that the layer that looks back farthest sees; 0 for all.
+        :param whole_prompts: never cut a prompt, for models that turn a token by the length of its text.
+        """
+        self.pool, self._window, self._whole_prompts = pool, window, whole_prompts
         self.waiting: deque[Task] = deque()
         self.running: list[Task] = []
         self.preemptions = 0
@@ -218,7 +227,7 @@ class Scheduler:
 
     def _add_piece(self, plan: list[Work], task: Task, budget: int) -> int:
         """Plan as much of a task as the budget and the memory allow. :returns: the tokens planned."""
-        count = min(task.left, budget)
+        count = task.left if self._whole_prompts and budget > 0 else min(task.left, budget)
         if count <= 0 or not self._make_room(task, count):
             return 0
         plan.append(Work(task, count))

@@ -39,6 +39,11 @@ class TorchRunner:
 
     def run(self, parts: Sequence[Part]) -> Tensor:
         """See :class:`owngpt.engine.runner.Runner`."""
+        if self.config.turns_by_length:  # one rotation a call: no text may be turned by the length of another
+            return torch.cat([self._run([part]) for part in parts])
+        return self._run(parts)
+
+    def _run(self, parts: Sequence[Part]) -> Tensor:
         device = self.keys.device
         token_ids = torch.tensor([[token_id for part in parts for token_id in part.token_ids]], device=device)
         counts = [len(part.token_ids) for part in parts]
@@ -113,9 +118,8 @@ class _Context:
             mixed = _attend(rows, keys[self._table], values[self._table], visible[:, None, None], scale, sinks)
             out[self._single] = mixed[:, 0]
         for start, end, before, slots in self._pieces:
-            distance = torch.arange(before, len(slots), device=keys.device)[:, None] - torch.arange(
-                len(slots), device=keys.device
-            )
+            index = torch.arange(len(slots), device=keys.device)
+            distance = index[before:, None] - index[None]
             visible = (distance >= 0) & (distance < window) if window else distance >= 0
             mixed = _attend(query[:, start:end], keys[slots][None], values[slots][None], visible[None, None], scale, sinks)
             out[start:end] = mixed[0]

@@ -155,6 +155,11 @@ class GPTConfig:
         """Elements of each head that are rotated."""
         return int(self.head_size * self.rotary_fraction)
 
+    @property
+    def turns_by_length(self) -> bool:
+        """Whether the rotation of a token depends on how long its text is (dynamic rotary scaling)."""
+        return self.rotary_scaling is not None and self.rotary_scaling.kind == "dynamic"
+
     def window(self, layer: int) -> int:
         """Attention window of one layer in tokens, 0 for unlimited."""
         return self.attention_windows[layer] if self.attention_windows else 0
