@@ -91,7 +91,7 @@ def load_adapter(folder: str | Path, config: GPTConfig) -> dict[str, LowRankUpda
 
 
 def _read_settings(folder: Path) -> _Settings:
-    values = _read_json(folder)
+    values = read_config(folder)
     if values.get("peft_type") != "LORA":
         raise _error(folder, f"peft_type is {values.get('peft_type')!r}; only LORA adapters are implemented")
     seen = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "bias"}
@@ -118,7 +118,11 @@ def _read_settings(folder: Path) -> _Settings:
     )
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of adapter_config.json.
+
+    :raises ModelFolderError: it is missing, too large or not a JSON object.
+    """
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {CONFIG_FILE}, so it is not an adapter; name the folder that PEFT wrote")
