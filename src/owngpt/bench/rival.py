@@ -1,111 +1,23 @@
-"""Our end of a side's process: start it, ask it, end it."""
+"""A side of the inference race, in a process of its own."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Mapping
-from contextlib import suppress
-from threading import Timer
-from typing import Any
 
+from owngpt.bench.process import SideFailedError, SideProcess
 from owngpt.bench.side import Prompt, SideSpec
-from owngpt.errors import OwnGPTError
 
-LIMIT = 1800.0
-"""Seconds that one answer may take; a compilation is the longest."""
-REST = 0.15
-"""Seconds before a side is asked, in which the threads of the one before go to sleep."""
+__all__ = ["Rival", "SideFailedError"]
 
 
-class SideFailedError(OwnGPTError):
-    """A side could not be opened, ended, or could not do what it was asked."""
-
-
-class Rival:
-    """A side in a process of its own."""
+class Rival(SideProcess):
+    """Open as soon as it has written one token."""
 
     def __init__(self, spec: SideSpec, first_prompt: Prompt, environment: Mapping[str, str] | None = None) -> None:
-        """Start it and wait for its first token.
-
-        :param environment: variables on top of this process's.
-        :raises SideFailedError: it has not come that far.
-        """
+        """See :class:`owngpt.bench.process.SideProcess`."""
         self.spec = spec
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         given = json.dumps({**spec.to_dict(), "first_prompt": list(first_prompt)})
-        variables = {**os.environ, "OMP_NUM_THREADS": str(spec.threads), **(environment or {})}
-        began = time.perf_counter()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "owngpt.bench.worker", given], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._errors, env=variables, text=True, encoding="utf-8",
-        )  # fmt: skip
-        try:
-            self._answer(f"{spec.name} could not write a first token")
-        except BaseException:
-            self.close()
-            raise
-        self.start_seconds = time.perf_counter() - began
-        """From before the process was started until its first token."""
-
-    def __enter__(self) -> Rival:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    @property
-    def alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._process.poll() is None and not self._errors.closed
-
-    def ask(self, verb: str, **arguments: Any) -> Any:
-        """The answer, None where it has no such thing.
-
-        :raises SideFailedError: it could not.
-        """
-        if not self.alive:
-            raise SideFailedError(f"{self.spec.name} has ended")
-        time.sleep(REST)
-        assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # its last words are read below
-            self._process.stdin.write(json.dumps({"verb": verb, **arguments}) + "\n")
-            self._process.stdin.flush()
-        return self._answer(f"{self.spec.name}: {verb}").get("result")
-
-    def close(self) -> None:
-        """End it; it may take some seconds to do so itself."""
-        if self._errors.closed:
-            return
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(BrokenPipeError):
-                pipe.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._errors.close()
-
-    def _answer(self, what: str) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        timer = Timer(LIMIT, self._process.kill)
-        timer.start()
-        try:
-            line = self._process.stdout.readline()
-        finally:
-            timer.cancel()
-        if not line:
-            self._process.wait()
-            self._errors.seek(0)
-            words = self._errors.read().decode(errors="replace").strip()[-600:]
-            raise SideFailedError(f"{what}: its process ended with {self._process.returncode}: {words}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise SideFailedError(f"{what}: {answer['error']}")
-        return answer
+        command = [sys.executable, "-m", "owngpt.bench.worker", given]
+        super().__init__(spec.name, command, "write a first token", threads=spec.threads, environment=environment)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TextIO
@@ -19,21 +20,22 @@ FIRST_PROMPT = 16
 
 def main() -> None:
     """Serve until stdin ends."""
+    serve(_open)
+
+
+def serve(opener: Callable[[], Any]) -> None:
+    """Open a side, say so, and answer questions by its methods of their names until stdin ends; then close it.
+
+    :param opener: gives the side, which has ``process_id()`` and ``close()``, and answers that JSON knows.
+    """
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    from owngpt.bench.side import CLASSES, SideSpec
-
-    values = json.loads(sys.argv[1])
-    first = values.pop("first_prompt")
-    spec = SideSpec(**values)
     try:
-        module, _, name = CLASSES[spec.kind].partition(":")
-        side = getattr(import_module(module), name)(spec)
-        side.prefill(first)
+        side = opener()
     except Exception as error:
         _reply(channel, {"error": _told(error)})
         return
-    _reply(channel, {"first_token": True})
+    _reply(channel, {"opened": True})
     for line in sys.stdin:
         asked = json.loads(line)
         try:
@@ -41,6 +43,18 @@ def main() -> None:
         except Exception as error:  # one thing that a side cannot do must not end the comparison
             _reply(channel, {"error": _told(error)})
     side.close()
+
+
+def _open() -> Any:
+    from owngpt.bench.side import CLASSES, SideSpec
+
+    values = json.loads(sys.argv[1])
+    first = values.pop("first_prompt")
+    spec = SideSpec(**values)
+    module, _, name = CLASSES[spec.kind].partition(":")
+    side = getattr(import_module(module), name)(spec)
+    side.prefill(first)
+    return side
 
 
 def _answer(side: Any, verb: str, arguments: dict[str, Any]) -> Any:
