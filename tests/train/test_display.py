@@ -18,7 +18,7 @@ def moment() -> Progress:
         tokens_per_second=31234.0,
         matmul_share=0.584,
         seconds_left=250.4,
-        validation_bits_per_byte=1.8,
+        held_out=1.8,
     )
 
 

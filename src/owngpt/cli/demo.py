@@ -39,7 +39,7 @@ def demo(
     TrainConfig(corpus=corpus, minutes=minutes)
 
     from owngpt import api
-    from owngpt.pretraining.output import unused
+    from owngpt.train.output import unused
 
     folder = output or unused(Path("owngpt-demo"))
     if not quiet:

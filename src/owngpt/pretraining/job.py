@@ -18,19 +18,19 @@ from owngpt.config.training import DEFAULT_MINUTES, TrainConfig
 from owngpt.errors import UsageError
 from owngpt.evaluate.bits import score_text
 from owngpt.families import family_for
+from owngpt.formats.base import BaseModel
 from owngpt.formats.card import model_card
 from owngpt.formats.folder import save_model
 from owngpt.kernels.ceiling import matmul_ceiling
 from owngpt.kernels.machine import describe_machine
 from owngpt.model.gpt import GPT
-from owngpt.pretraining.base import BaseModel
-from owngpt.pretraining.output import RUN, check_output, removed_on_failure
 from owngpt.pretraining.parts import build_batches, build_module, device_of, held_out_batches, plan_of
 from owngpt.pretraining.samples import openings, write_samples
-from owngpt.pretraining.text import Text, kept_text, prepare_text, timed
+from owngpt.pretraining.text import Text, kept_text, prepare_text
 from owngpt.train.curve import draw_curve
-from owngpt.train.display import Display, make_display
+from owngpt.train.display import Display, make_display, timed
 from owngpt.train.lock import RunLock
+from owngpt.train.output import RUN, check_output, removed_on_failure
 from owngpt.train.parallel import Ranks
 from owngpt.train.planner import Plan, TextFacts, compute_type, make_plan
 from owngpt.train.recorder import Yardsticks

@@ -10,8 +10,8 @@ from owngpt.config.run_record import RUN_FILE, RunRecord
 from owngpt.data.batches import Batch, Batches, validation_batches
 from owngpt.data.shards import PreparedData
 from owngpt.errors import CheckpointError, UsageError
+from owngpt.formats.base import BaseModel
 from owngpt.model.gpt import GPT
-from owngpt.pretraining.base import BaseModel
 from owngpt.train.parallel import Ranks
 from owngpt.train.planner import Plan
 from owngpt.train.step import TrainModule

@@ -13,12 +13,12 @@ from owngpt.config.run_record import RUN_FILE, RunRecord
 from owngpt.config.training import TrainConfig
 from owngpt.data.shards import load_prepared
 from owngpt.errors import CheckpointError, DataError, OwnGPTError, UsageError
-from owngpt.pretraining.base import BaseModel
+from owngpt.formats.base import BaseModel
 from owngpt.pretraining.job import Job, TrainedModel
-from owngpt.pretraining.output import RUN, check_output, default_output, folder_of_checkpoint
 from owngpt.pretraining.parts import build_batches, build_module, plan_of
 from owngpt.pretraining.text import check_tokenizer, folders
 from owngpt.train.checkpoint import step_of
+from owngpt.train.output import RUN, check_output, default_output, folder_of_checkpoint
 from owngpt.train.parallel import Ranks
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -17,9 +15,10 @@ from owngpt.data.corpus import Corpus, collect
 from owngpt.data.progress import LEARNING, Progress, Stage, shown_progress
 from owngpt.data.shards import PreparedData, load_prepared, tokenize
 from owngpt.errors import UsageError
-from owngpt.pretraining.base import BaseModel
+from owngpt.formats.base import BaseModel
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import MAXIMUM_VOCABULARY, MINIMUM_VOCABULARY, train_tokenizer
+from owngpt.train.display import timed
 from owngpt.train.planner import vocabulary_size
 
 TOKENIZER_SAMPLE = 8 * 2**20
@@ -103,14 +102,6 @@ def kept_text(run_folder: Path, say: Say) -> Text | None:
         return None
     with timed("verifying the prepared text", say):
         return Text(Tokenizer.load(tokenizer), load_prepared(tokens), Corpus.load(text))
-
-
-@contextmanager
-def timed(name: str, say: Say) -> Iterator[None]:
-    """Says how long the block took."""
-    start = time.monotonic()
-    yield
-    say(f"{name}: {time.monotonic() - start:.1f} s")
 
 
 def _tokenizer(

@@ -16,6 +16,10 @@ class Course:
     """To take; under a time budget an estimate."""
     budget_seconds: float | None = None
     """All that :meth:`~owngpt.train.trainer.Trainer.run` does ends with it. None: exactly ``steps`` steps, whatever they take."""
+    step_limit: int | None = None
+    """Under a time budget: the steps after which the run ends even if there is time left."""
+    patience: int | None = None
+    """Validations in a row without a lower loss after which the run ends; None: it is run whatever they say."""
     accumulation: int = 1
     """Micro-batches a step."""
     warmup: float = 0.02
@@ -35,6 +39,9 @@ class Course:
         for name in ("steps", "accumulation", "evaluation_interval"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("step_limit", "patience"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UsageError(f"{name} is {value}; it must be at least 1")
         if self.budget_seconds is not None and not self.budget_seconds > 0:
             raise UsageError(f"there are {self.budget_seconds:.1f} seconds left to train in; give more minutes")
         if self.checkpoint_seconds < 0:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any, Protocol
 
@@ -23,19 +24,22 @@ class Progress:
     """Share of the run that is done, 0 to 1."""
     loss: float
     """Mean negative log-likelihood per token, in nats."""
-    bits_per_byte: float
+    bits_per_byte: float | None
+    """None where losses are not of plain text."""
     tokens_per_second: float
     matmul_share: float | None
     """Achieved floating-point operations as a share of the machine's measured matrix-product rate."""
     seconds_left: float
-    validation_bits_per_byte: float | None = None
-    """Latest, on held-out text."""
+    held_out: float | None = None
+    """Latest, on held-out text: bits per byte where there are any, else the loss."""
 
     def words(self) -> str:
         """The moment as one line of text, what matters most first: a narrow terminal cuts its end."""
-        parts = [f"{clock_time(self.seconds_left)} left", f"loss {self.loss:.3f}", f"{self.bits_per_byte:.3f} bits/byte"]
-        if self.validation_bits_per_byte is not None:
-            parts.append(f"held out {self.validation_bits_per_byte:.3f}")
+        parts = [f"{clock_time(self.seconds_left)} left", f"loss {self.loss:.3f}"]
+        if self.bits_per_byte is not None:
+            parts.append(f"{self.bits_per_byte:.3f} bits/byte")
+        if self.held_out is not None:
+            parts.append(f"held out {self.held_out:.3f}")
         parts.append(f"{_thousands(self.tokens_per_second)} tokens/s")
         if self.matmul_share is not None:
             parts.append(f"{self.matmul_share:.0%} of matmul")
@@ -146,6 +150,14 @@ def make_display(*, quiet: bool = False, stream: IO[str] | None = None) -> Displ
     if quiet:
         return Quiet(target)
     return LiveLine(target) if target.isatty() else PlainLines(target)
+
+
+@contextmanager
+def timed(name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Says how long the block took."""
+    start = time.monotonic()
+    yield
+    say(f"{name}: {time.monotonic() - start:.1f} s")
 
 
 def clock_time(seconds: float) -> str:

@@ -12,13 +12,17 @@ class Pace:
     resumed run included; :attr:`reserve` seconds are kept for what follows the last step.
     """
 
-    def __init__(self, *, steps: int, budget_seconds: float | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, steps: int, budget_seconds: float | None, clock: Callable[[], float], step_limit: int | None = None
+    ) -> None:
         """:param steps: how many to take; at least 1; under a budget an estimate that only the warm-up uses.
 
         :param clock: monotonic, in seconds.
+        :param step_limit: steps after which even a run under a budget is over.
         """
         self.steps = steps
         self.budget_seconds = budget_seconds
+        self.step_limit = step_limit
         self.reserve = 0.0
         self.step_seconds = 0.0
         """Recent mean duration of a step."""
@@ -46,13 +50,16 @@ class Pace:
         """Share of the run done before ``step`` (counted from 0) begins, 0 to 1; never falls when the reserve is corrected."""
         if self.budget_seconds is None:
             return min(step / self.steps, 1.0)
-        self._furthest = max(self._furthest, min(self.elapsed / self._usable, 1.0))
+        share = step / self.step_limit if self.step_limit else 0.0
+        self._furthest = max(self._furthest, min(max(self.elapsed / self._usable, share), 1.0))
         return self._furthest
 
     def is_over(self, step: int) -> bool:
         """Whether no further step should begin: under a budget, when it would end more than half a step late."""
         if self.budget_seconds is None:
             return step >= self.steps
+        if self.step_limit is not None and step >= self.step_limit:
+            return True
         return self.elapsed + self.step_seconds / 2 >= self._usable
 
     def progress(self, step: int, warmup: float) -> float:
@@ -68,7 +75,8 @@ class Pace:
     def seconds_left(self, step: int) -> float:
         """Until the last step ends."""
         if self.budget_seconds is not None:
-            return max(0.0, self._usable - self.elapsed)
+            left = max(0.0, self._usable - self.elapsed)
+            return left if self.step_limit is None else min(left, (self.step_limit - step) * self.step_seconds)
         return (self.steps - step) * self.step_seconds
 
     def step_took(self, seconds: float) -> None:

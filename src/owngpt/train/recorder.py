@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ SAMPLE_WIDTH = 160
 class Yardsticks:
     """What turns losses and speeds into numbers that compare across runs."""
 
-    bytes_per_token: float
-    """Of the training text."""
-    validation_bytes_per_token: float
+    bytes_per_token: float | None
+    """Of the training text; None where losses are not of plain text, and so have no bits per byte."""
+    validation_bytes_per_token: float | None
     flops_per_token: float | None = None
     """Floating-point operations of the matrix products of a training step, per token."""
     matmul_ceiling: float | None = None
@@ -35,6 +35,14 @@ class Yardsticks:
         if not self.flops_per_token or not self.matmul_ceiling:
             return None
         return self.flops_per_token * tokens_per_second / self.matmul_ceiling
+
+    def bits(self, loss: float) -> float | None:
+        """A training loss (nats per token) in bits per byte."""
+        return bits_per_byte(loss, self.bytes_per_token) if self.bytes_per_token else None
+
+    def validation_bits(self, loss: float) -> float | None:
+        """The same of a loss on held-out text."""
+        return bits_per_byte(loss, self.validation_bytes_per_token) if self.validation_bytes_per_token else None
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,8 @@ class _Window:
     tokens: int = 0
     seconds: float = 0.0
     steps: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Sums over steps of what the objective saw."""
 
 
 @dataclass
@@ -91,13 +101,15 @@ class Recorder:
         self._tensorboard.restart_after(step)
         self._window = _Window()
 
-    def step_taken(self, loss: float, tokens: int, seconds: float) -> None:
-        """Adds one step: mean loss per token in nats, tokens, duration."""
+    def step_taken(self, loss: float, tokens: int, seconds: float, metrics: Mapping[str, float] | None = None) -> None:
+        """Adds one step: mean loss per token in nats, tokens, duration, and what else the objective saw."""
         window, shown = self._window, self._shown
         window.loss += loss * tokens
         window.tokens += tokens
         window.seconds += seconds
         window.steps += 1
+        for name, value in (metrics or {}).items():
+            window.metrics[name] = window.metrics.get(name, 0.0) + value
         shown.loss = loss if shown.loss is None else shown.loss + 0.15 * (loss - shown.loss)
         speed = tokens / max(seconds, 1e-9)
         shown.speed = shown.speed + 0.1 * (speed - shown.speed) if shown.speed else speed
@@ -112,22 +124,26 @@ class Recorder:
         self._window = _Window()
         values = {
             "loss": loss,
-            "bits_per_byte": bits_per_byte(loss, self.yardsticks.bytes_per_token),
+            **_with_bits(self.yardsticks.bits(loss)),
             "learning_rate": learning_rate,
             "gradient_norm": gradient_norm,
             "tokens_per_second": round(speed, 1),
             "matmul_share": self.yardsticks.matmul_share(speed),
+            **{name: total / window.steps for name, total in window.metrics.items()},
         }
         self._write("train", moment, values)
 
-    def validation_line(self, moment: Moment, loss: float, *, best: bool, seconds: float) -> float:
-        """Writes a held-out loss (nats per token), says it, and returns it in bits per byte."""
-        bits = bits_per_byte(loss, self.yardsticks.validation_bytes_per_token)
-        self._shown.validation = bits
-        self._write("validation", moment, {"loss": loss, "bits_per_byte": bits, "best": best, "seconds": round(seconds, 3)})
+    def validation_line(
+        self, moment: Moment, loss: float, *, best: bool, seconds: float, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Writes a held-out loss (nats per token), and says it."""
+        bits = self.yardsticks.validation_bits(loss)
+        self._shown.validation = loss if bits is None else bits
+        values = {"loss": loss, **_with_bits(bits), "best": best, "seconds": round(seconds, 3), **(metrics or {})}
+        self._write("validation", moment, values)
         rank = ", best so far" if best else ""
-        self.display.say(f"step {moment.step}: held-out text {bits:.4f} bits per byte (loss {loss:.4f}){rank}")
-        return bits
+        words = f"held-out loss {loss:.4f}" if bits is None else f"held-out text {bits:.4f} bits per byte (loss {loss:.4f})"
+        self.display.say(f"step {moment.step}: {words}{rank}")
 
     def event(self, moment: Moment, event: str, message: str, **values: Any) -> None:
         """Something out of the ordinary: said and written."""
@@ -168,6 +184,10 @@ class Recorder:
 
     def _progress(self, step: int, fraction: float, seconds_left: float) -> Progress:
         loss, speed = self._shown.loss or 0.0, self._shown.speed
-        bits = bits_per_byte(loss, self.yardsticks.bytes_per_token)
+        bits = self.yardsticks.bits(loss)
         share = self.yardsticks.matmul_share(speed)
         return Progress(step, fraction, loss, bits, speed, share, seconds_left, self._shown.validation)
+
+
+def _with_bits(bits: float | None) -> dict[str, float]:
+    return {} if bits is None else {"bits_per_byte": bits}

@@ -22,7 +22,6 @@ from owngpt.train.course import Course, TrainResult
 from owngpt.train.display import Display, make_display
 from owngpt.train.interrupts import Interrupts, TrainingInterrupted
 from owngpt.train.lock import RunLock
-from owngpt.train.metrics import bits_per_byte
 from owngpt.train.pace import Pace
 from owngpt.train.parallel import Ranks
 from owngpt.train.random_state import random_state, set_random_state
@@ -56,7 +55,7 @@ class Trainer:
         self, module: TrainModule, batches: Batches, validation_batches: Sequence[Batch], course: Course, folder: Path,
         *, yardsticks: Yardsticks, identity: dict[str, str] | None = None, on_sample: SampleFunction | None = None,
         display: Display | None = None, clock: Callable[[], float] = time.monotonic, lock: RunLock | None = None,
-        ranks: Ranks | None = None,
+        ranks: Ranks | None = None, verb: str = "train",
     ) -> None:  # fmt: skip
         """:param identity: names to hashes of what the run is made of; a checkpoint with another identity is not resumed.
 
@@ -64,6 +63,7 @@ class Trainer:
         :param lock: of ``folder``, where the caller holds it for longer than the training; it is not given back here.
         :param ranks: the other processes of the run, which this one leads.
         :param clock: monotonic seconds.
+        :param verb: of the command that goes on with the run.
         """
         self.module, self.batches, self.course, self.folder = module, batches, course, folder
         self.identity = identity or {}
@@ -72,9 +72,11 @@ class Trainer:
         self.tokens = 0
         self.best = Best()
         self._clock = clock
-        self._pace = Pace(steps=course.steps, budget_seconds=course.budget_seconds, clock=clock)
+        self._verb = verb
+        self._pace = Pace(steps=course.steps, budget_seconds=course.budget_seconds, clock=clock, step_limit=course.step_limit)
         interval, budget = course.evaluation_interval, course.budget_seconds
         self._validation = Validation(validation_batches, interval=interval, budget_seconds=budget)
+        self._since_best = 0
         self._spikes = SpikeDetector()
         self._recorder = Recorder(folder, yardsticks, display or make_display(), steps=course.steps)
         self._samples = Samples(on_sample, budget_seconds=budget)
@@ -127,7 +129,7 @@ class Trainer:
         try:
             self._begin()
             with self._interrupts:
-                while not self._pace.is_over(self.step):
+                while not self._is_at_end():
                     self._advance()
                 return self._finish()
         finally:
@@ -193,7 +195,7 @@ class Trainer:
             return
         self._bad_steps = 0
         self._spikes.record(result.loss, result.gradient_norm)
-        self._recorder.step_taken(result.loss, result.tokens, seconds)
+        self._recorder.step_taken(result.loss, result.tokens, seconds, result.metrics)
         learning_rate = self._rate_scale * course.learning_rate
         self._recorder.training_line(self._moment(), learning_rate, result.gradient_norm, last=self._is_at_end())
 
@@ -243,10 +245,13 @@ class Trainer:
         loss = self._validation.run(self.module.validate, self._clock, fraction, self._token_seconds())
         self._validated = (self.step, loss)
         is_best = loss < self.best.loss
+        self._since_best = 0 if is_best else self._since_best + 1
         if is_best:
             # At the very end the best weights are the model's own: no copy.
             self.best = Best(self.step, loss, None if self._is_at_end() else self.module.weights())
-        self._recorder.validation_line(self._moment(), loss, best=is_best, seconds=self._validation.cost)
+        self._recorder.validation_line(
+            self._moment(), loss, best=is_best, seconds=self._validation.cost, metrics=self.module.validation_metrics
+        )
 
     def _finish(self) -> TrainResult:
         """The last validation and checkpoint; the model gets its best weights."""
@@ -261,7 +266,7 @@ class Trainer:
         if self.best.weights is not None and self.best.step != self.step:
             self.module.set_weights(self.best.weights)
         loss = self.best.loss if math.isfinite(self.best.loss) else None
-        bits = None if loss is None else bits_per_byte(loss, self._recorder.yardsticks.validation_bytes_per_token)
+        bits = None if loss is None else self._recorder.yardsticks.validation_bits(loss)
         best_step = self.step if loss is None else self.best.step
         return TrainResult(self.step, self.tokens, self.batches.epoch, self._pace.elapsed, self._last.loss, best_step, loss, bits)
 
@@ -270,7 +275,7 @@ class Trainer:
         self._recorder.display.warn("stopping: saving a checkpoint first (press Ctrl-C again to leave at once, without it)")
         kept = f"saved {self._save()}" if self._is_sound() else "the last steps were bad, so the checkpoint before them is kept"
         launcher = f"torchrun --nproc-per-node {self._ranks.size} -m " if self._ranks else ""
-        command = f"{launcher}owngpt train --resume -o {shlex.quote(str(self.folder.parent))}"
+        command = f"{launcher}owngpt {self._verb} --resume -o {shlex.quote(str(self.folder.parent))}"
         raise TrainingInterrupted(f"interrupted at step {self.step}; {kept}. Go on with: {command}")
 
     def _save(self) -> Path:
@@ -297,7 +302,7 @@ class Trainer:
             "elapsed_seconds": self._pace.elapsed,
             "batches": self.batches.state_dict(),
             "validation": self._validation.state_dict(),
-            "best": {"step": self.best.step, "loss": self.best.loss},
+            "best": {"step": self.best.step, "loss": self.best.loss, "since": self._since_best},
             "spikes": self._spikes.state_dict(),
             "bad_steps": self._bad_steps,
             "rollbacks": self._rollbacks,
@@ -316,6 +321,7 @@ class Trainer:
         set_random_state(_under("random.", found.state), self.module.device)
         self.step, self.tokens = found.step, meta["tokens"]
         self.best = Best(meta["best"]["step"], meta["best"]["loss"])
+        self._since_best = meta["best"].get("since", 0)
         if self.best.step == self.step:
             self.best.weights = self.module.weights()
         elif self.best.step >= 0:
@@ -339,13 +345,17 @@ class Trainer:
         return Moment(self.step, self.tokens, self.batches.epoch, self._pace.elapsed)
 
     def _is_at_end(self) -> bool:
-        return self._pace.is_over(self.step)
+        return self._pace.is_over(self.step) or self._has_lost_patience()
+
+    def _has_lost_patience(self) -> bool:
+        patience = self.course.patience
+        return patience is not None and self._since_best >= patience
 
     def _is_sound(self) -> bool:
         """Whether this state is one to come back to: a step may have broken the weights before the next one shows it."""
         if self._bad_steps:
             return False
-        norms = torch._foreach_norm([parameter.detach() for parameter in self.module.model.parameters()])
+        norms = torch._foreach_norm(self.module.parameters())
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def _token_seconds(self) -> float:

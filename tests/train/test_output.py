@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from owngpt.errors import DataError, UsageError
-from owngpt.pretraining.output import check_output, default_output, folder_of_checkpoint, removed_on_failure
+from owngpt.train.output import check_output, default_output, folder_of_checkpoint, removed_on_failure
 
 
 def test_a_run_is_named_after_its_first_source_and_never_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
