@@ -113,7 +113,7 @@ def test_a_run_resumes_repeats_and_misses_its_base(base: Path, source: Path, tmp
     (tmp_path / "out" / "model.safetensors").unlink()
     train(output=tmp_path / "out", resume=True, quiet=True)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == weights
-    sources, settings = read_configuration(tmp_path / "out" / "run" / "run.yaml")
+    _, sources, settings = read_configuration(tmp_path / "out" / "run" / "run.yaml")
     train(sources, output=tmp_path / "again", quiet=True, **settings)
     assert (tmp_path / "again" / "model.safetensors").read_bytes() == weights
     shutil.rmtree(moved)

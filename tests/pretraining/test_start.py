@@ -107,7 +107,7 @@ def test_the_impossible_is_refused_before_any_work(
 
 
 def test_a_resolved_configuration_repeats_the_run(run: Path, tmp_path: Path) -> None:
-    sources, settings = read_configuration(run / "run" / "run.yaml")
+    _, sources, settings = read_configuration(run / "run" / "run.yaml")
     assert settings["learning_rate"] > 0 and settings["heads"] == 1 and settings["steps"] == 6
     result = train(sources, output=tmp_path / "again", quiet=True, **settings)
     assert sha256_of_file(result.output / "model.safetensors") == sha256_of_file(run / "model.safetensors")

@@ -32,7 +32,10 @@ def options_of(record: type, *, leave_out: Collection[str] = ()) -> Any:
     hints = get_type_hints(record)
     hints = {name: dict[str, float] if hint == dict[int, float] else hint for name, hint in hints.items()}  # keys are typed text
     annotations = {
-        field.name: Annotated[hints[field.name], Parameter(name=_option(field), help=_help(helps.get(field.name), field))]
+        field.name: Annotated[
+            hints[field.name],
+            Parameter(name=_option(field), negative=field.metadata.get("negative", ()), help=_help(helps.get(field.name), field)),
+        ]
         for field in dataclasses.fields(record)
         if field.name not in leave_out
     }

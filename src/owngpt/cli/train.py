@@ -49,7 +49,7 @@ def train(
     """
     began = time.monotonic()
     again = resume or resume_from is not None
-    named, settings = read_configuration(config) if config else ([], {})
+    _, named, settings = read_configuration(config) if config else (None, [], {})
     settings = merged(settings, options or {})
     TrainConfig(**settings)
     sources = sources or tuple(named)

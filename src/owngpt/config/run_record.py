@@ -6,14 +6,19 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+from owngpt.config import finetuning
 from owngpt.config.files import atomic_write_text
+from owngpt.config.finetuning import FinetuneConfig
 from owngpt.config.settings_file import fitted, load_settings
 from owngpt.config.training import DEFAULT_MINUTES, DIALS, OF_A_MODEL, TrainConfig
 from owngpt.errors import CheckpointError, UsageError
 
 RUN_FILE = "run.yaml"
+Verb = Literal["train", "finetune"]
+SETTINGS: dict[Verb, type] = {"train": TrainConfig, "finetune": FinetuneConfig}
+"""What the settings of each kind of run are."""
 _PARTS = ("sources", "settings", "plan")
 _OF_THE_MODEL = ("layers", "hidden_size", "heads", "key_value_heads", "context_length", "dropout")
 
@@ -24,11 +29,15 @@ class RunRecord:
 
     sources: list[str]
     settings: dict[str, Any]
-    """The fields of TrainConfig, None where the planner chose."""
+    """The fields of TrainConfig or FinetuneConfig, None where the planner chose."""
     plan: dict[str, Any]
     """What it chose. Kept as it was written: a field that later versions added is not in it."""
     vocab_size: int | None = None
     """That a trained tokenizer was asked to have."""
+    verb: Verb = "train"
+    """Whose run it is."""
+    model: str | None = None
+    """What a fine-tuning began from."""
 
     def write(self, path: Path) -> RunRecord:
         """Writes the file, whole or not at all; returns the record as a reader will find it."""
@@ -39,11 +48,19 @@ class RunRecord:
         return RunRecord(**plain)
 
     @classmethod
-    def read(cls, path: Path) -> RunRecord:
+    def read(cls, path: Path, verb: Verb = "train") -> RunRecord:
         """The inverse of :meth:`write`.
 
         :raises CheckpointError: the file is missing, or is not what :meth:`write` left.
+        :raises UsageError: it is the run of another verb.
         """
+        record = cls._read(path)
+        if record.verb != verb:
+            raise UsageError(f"{path} is of `owngpt {record.verb}`; go on with it by that, or name another run")
+        return record
+
+    @classmethod
+    def _read(cls, path: Path) -> RunRecord:
         try:
             values = load_settings(path)
             if not is_run(values):
@@ -65,8 +82,13 @@ class RunRecord:
             raise UsageError("its sources are not a list of paths")
         if not isinstance(settings, dict) or not isinstance(plan, dict):
             raise UsageError("its settings or its plan are not lines of `name: value`")
-        size = values.get("vocab_size")
-        return cls(sources, fitted(path, settings, TrainConfig), plan, size if isinstance(size, int) else None)
+        size, verb, model = values.get("vocab_size"), values.get("verb", "train"), values.get("model")
+        if verb not in get_args(Verb):
+            raise UsageError(f"its verb is {verb!r}, not one of {', '.join(get_args(Verb))}")
+        fitting = fitted(path, settings, SETTINGS[verb])
+        return cls(
+            sources, fitting, plan, size if isinstance(size, int) else None, verb, model if isinstance(model, str) else None
+        )
 
     def plan_hash(self) -> str:
         """SHA-256 of the plan as it is stored: the identity of a run stays what it was when later versions know more fields."""
@@ -77,6 +99,8 @@ class RunRecord:
 
         :raises UsageError: the plan lacks something.
         """
+        if self.verb == "finetune":
+            return self._resolved_finetuning()
         try:
             model, optimizer, course = self.plan["model"], self.plan["optimizer"], self.plan["course"]
             own = {**{name: model[name] for name in _OF_THE_MODEL}, "vocab_size": self.vocab_size or model["vocab_size"]}
@@ -96,22 +120,40 @@ class RunRecord:
         dial = {} if any(name in given for name in DIALS) else {"minutes": DEFAULT_MINUTES}
         return {**chosen, **dial, **given}
 
+    def _resolved_finetuning(self) -> dict[str, Any]:
+        try:
+            chosen = {
+                "method": self.plan["method"],
+                "lora": self.plan["lora"] is not None,
+                "learning_rate": self.plan["optimizer"]["matrix_rate"],
+                "batch_size": self.plan["batch_size"],
+                "accumulation": self.plan["course"]["accumulation"],
+                "context_length": self.plan["context_length"],
+            }
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"its plan lacks {error}") from error
+        given = {name: value for name, value in self.settings.items() if value is not None}
+        dial = {} if any(name in given for name in finetuning.DIALS) else {"minutes": finetuning.DEFAULT_MINUTES}
+        return {**chosen, **dial, **given}
+
 
 def is_run(values: dict[Any, Any]) -> bool:
     """Whether what a YAML file holds is a run.yaml rather than a file of settings."""
     return all(name in values for name in _PARTS)
 
 
-def read_configuration(path: Path) -> tuple[list[str], dict[str, Any]]:
-    """Sources (none in a file of settings) and settings of ``--config``: either a file of settings or the run.yaml of a run.
+def read_configuration(path: Path, verb: Verb = "train") -> tuple[str | None, list[str], dict[str, Any]]:
+    """Model, sources (none in a file of settings) and settings of ``--config``: a file of settings or the run.yaml of a run.
 
     :raises UsageError: the file cannot be used; the message says why.
     """
     values = load_settings(path)
     if not is_run(values):
-        return [], fitted(path, values, TrainConfig)
+        return None, [], fitted(path, values, SETTINGS[verb])
     try:
         record = RunRecord.of(path, values)
-        return record.sources, record.resolved_settings()
+        if record.verb != verb:
+            raise UsageError(f"it is of `owngpt {record.verb}`")
+        return record.model, record.sources, record.resolved_settings()
     except UsageError as error:
         raise UsageError(f"{path} is not a whole {RUN_FILE} ({error}); name another one to --config") from error

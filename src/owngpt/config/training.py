@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -98,8 +98,8 @@ class TrainConfig:
         within("seed", self.seed, 0, MAX_SEED)
 
 
-def merged(from_file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def merged(from_file: Mapping[str, Any], given: Mapping[str, Any], dials: Sequence[str] = DIALS) -> dict[str, Any]:
     """Settings of a file under those given directly; a dial that is given replaces whichever dial the file has."""
-    dialled = any(given.get(name) is not None for name in DIALS)
-    kept = {name: value for name, value in from_file.items() if not (dialled and name in DIALS)}
+    dialled = any(given.get(name) is not None for name in dials)
+    kept = {name: value for name, value in from_file.items() if not (dialled and name in dials)}
     return {**kept, **given}
