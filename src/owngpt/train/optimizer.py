@@ -27,7 +27,7 @@ class OptimizerSettings:
     embedding_rate: float = 0.01
     """AdamW's learning rate of embeddings, and of a head tied to them."""
     head_rate: float = 0.01
-    """AdamW's learning rate of a head of its own."""
+    """AdamW's learning rate of a head of its own, over tokens or classes."""
     vector_rate: float = 0.01
     """AdamW's learning rate of norms and biases."""
     matrix_decay: float = 0.0
@@ -87,7 +87,7 @@ class Optimizer:
             parts = fused_rows(model, name, parameter) if settings.kind == "muon" else ()
             entry = _Entry(name, parameter, master, settings.matrix_rate, settings.matrix_decay, parts)
         else:
-            rate = settings.head_rate if name.startswith("output_head.") else settings.embedding_rate
+            rate = settings.head_rate if name.startswith(("output_head.", "score.")) else settings.embedding_rate
             entry = _Entry(name, parameter, master, rate, settings.embedding_decay)
         names = ("momentum",) if entry.parts else ("mean", "square")
         entry.state = {key: torch.zeros_like(master) for key in names}
@@ -103,7 +103,7 @@ class Optimizer:
         groups: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         directions: dict[str, Tensor] = {}
         for entry in self.entries:
-            gradient = entry.parameter.grad if gradients is None else gradients[entry.name]
+            gradient = entry.parameter.grad if gradients is None else gradients.get(entry.name)
             if gradient is None:
                 continue
             if not entry.parts:

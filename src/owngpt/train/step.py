@@ -1,10 +1,13 @@
-"""One training step: micro-batches, gradients, clipping, update. Knows the model's maths; the loop around it does not."""
+"""One training step: micro-batches, gradients, clipping, update. Knows the model's maths; the loop around it does not.
+
+What is learned is an :class:`Objective`: the next token here, answers, preferences or classes in :mod:`owngpt.finetune`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -19,12 +22,53 @@ from owngpt.train.optimizer import Optimizer, OptimizerSettings
 
 @dataclass(frozen=True)
 class StepResult:
-    """What happened; ``loss`` in nats per target token, before the update."""
+    """What happened; ``loss`` is the mean over what the objective counts (nats per target token), before the update."""
 
     loss: float
     gradient_norm: float
     skipped: bool
     tokens: int
+    """Targets."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What else the objective saw."""
+
+
+class Objective(Protocol):
+    """What a model learns from a batch: a sum of losses, and how many there are to take the mean over."""
+
+    def count(self, batch: Batch) -> int:
+        """Losses in this batch: targets, pairs or texts."""
+        ...
+
+    def loss(self, model: GPT, batch: Batch, scale: float) -> Tensor:
+        """scale * sum of the losses: a scalar with gradient, wherever the model lives.
+
+        ``scale`` is 1 / (the number of losses of the whole step, over all passes and ranks).
+        """
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """What else was seen since the last call, by name; often nothing. Seeing begins anew."""
+        ...
+
+
+class NextToken:
+    """Cross-entropy of each target given everything before it in its document."""
+
+    def count(self, batch: Batch) -> int:
+        """Targets."""
+        return int((batch.targets >= 0).sum())
+
+    def loss(self, model: GPT, batch: Batch, scale: float) -> Tensor:
+        """scale * sum of the cross-entropies, nats, float32."""
+        device = model.embedding.weight.device
+        starts = None if batch.starts is None else batch.starts.to(device)
+        context = CausalContext(starts, model.config.attention_dropout if model.training else 0.0)
+        return model.loss(batch.inputs.to(device), batch.targets.to(device), context, scale=scale)
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing: the loss says it all."""
+        return {}
 
 
 class Reducer(Protocol):
@@ -40,22 +84,26 @@ class Reducer(Protocol):
 
 
 class TrainModule:
-    """A GPT under training.
-
-    ``dtype`` bfloat16 keeps matrices in bfloat16 with float32 masters in the optimizer; float32 trains the model as it is.
-    """
+    """A GPT under training: those of its parameters that require a gradient. The others are neither cast, kept nor saved."""
 
     def __init__(
-        self, model: GPT, settings: OptimizerSettings, *, dtype: torch.dtype = torch.float32, clip: float = 1.0, seed: int = 0,
-        reducer: Reducer | None = None,
+        self, model: GPT, settings: OptimizerSettings, *, dtype: torch.dtype | None = torch.float32, clip: float = 1.0,
+        seed: int = 0, reducer: Reducer | None = None, objective: Objective | None = None,
     ) -> None:  # fmt: skip
+        """:param dtype: bfloat16 trains matrices in bfloat16 with float32 masters in the optimizer, float32 without;
+            None leaves every parameter as it is (float32 adapters over frozen bfloat16 weights).
+        :param objective: what is learned; the next token by default.
+        """
         self.model, self.clip, self.seed, self.reducer = model, clip, seed, reducer
         self.dtype = dtype
+        self.objective: Objective = NextToken() if objective is None else objective
+        self.validation_metrics: dict[str, float] = {}
+        """What the objective saw in the last validation."""
         keep_freed_memory()
-        masters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
-        for parameter in model.parameters():
-            if parameter.dim() >= 2:
-                parameter.data = parameter.data.to(dtype)
+        trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        masters = {name: parameter.detach().float() for name, parameter in trained.items()}
+        for parameter in trained.values() if dtype else ():
+            parameter.data = parameter.data.to(dtype if parameter.dim() >= 2 else torch.float32)
         self.optimizer = Optimizer(model, settings)
         if dtype != torch.float32:
             for name, master in masters.items():
@@ -69,16 +117,16 @@ class TrainModule:
     def run(
         self, batches: Sequence[Batch], rate_scale: float, *, loss_limit: float = math.inf, norm_limit: float = math.inf
     ) -> StepResult:
-        """Learn from micro-batches as from one: the loss is the sum over all targets divided by their number.
+        """Learn from micro-batches as from one: the loss is the sum over all that counts divided by its number.
 
         The update is skipped when loss or gradient norm is not finite, or when both exceed their limits (a spike).
         """
         self.model.train()
-        tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
-        everywhere = self.reducer.sum_number(tokens) if self.reducer else tokens
-        if not everywhere:
+        count = self._everywhere(sum(self.objective.count(batch) for batch in batches))
+        tokens = self._everywhere(sum(int((batch.targets >= 0).sum()) for batch in batches))
+        if not count:
             return StepResult(math.nan, math.nan, True, 0)
-        loss, gradients = self._gradients(batches, 1.0 / everywhere)
+        loss, gradients = self._gradients(batches, 1.0 / count)
         if self.reducer:
             loss = self.reducer.sum_number(loss)
             self.reducer.sum_gradients(list(gradients.values()))
@@ -87,7 +135,11 @@ class TrainModule:
         if not skipped:
             scale = min(1.0, self.clip / (norm + 1e-12)) if self.clip else 1.0
             self.optimizer.step(rate_scale, scale, gradients)
-        return StepResult(loss, norm, skipped, int(everywhere))
+        return StepResult(loss, norm, skipped, int(tokens), self.objective.metrics())
+
+    def _everywhere(self, number: float) -> float:
+        """Its sum over ranks."""
+        return self.reducer.sum_number(number) if self.reducer else number
 
     def _gradients(self, batches: Sequence[Batch], scale: float) -> tuple[float, dict[str, Tensor]]:
         """(mean loss, gradient by parameter name); several passes add up in float32."""
@@ -96,7 +148,7 @@ class TrainModule:
         for index, batch in enumerate(batches):
             self.model.zero_grad(set_to_none=True)
             self.model.dropout.restart(self.seed * 1_000_003 + self.optimizer.step_count * 1009 + index)
-            loss = self._loss(batch, scale)
+            loss = self.objective.loss(self.model, batch, scale)
             loss.backward()
             total += float(loss.detach())
             for name, parameter in self.model.named_parameters():
@@ -110,27 +162,27 @@ class TrainModule:
                     sums[name] = parameter.grad.float()
         return total, sums
 
-    def _loss(self, batch: Batch, scale: float) -> Tensor:
-        device = self.device
-        starts = None if batch.starts is None else batch.starts.to(device)
-        context = CausalContext(starts, self.model.config.attention_dropout if self.model.training else 0.0)
-        return self.model.loss(batch.inputs.to(device), batch.targets.to(device), context, scale=scale)
-
     @torch.no_grad()
     def validate(self, batches: Sequence[Batch]) -> float:
-        """Mean loss over all targets of the batches, in nats per token."""
+        """Mean loss over all that counts in the batches: for tokens, in nats per token."""
         self.model.eval()
-        tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
-        return sum(float(self._loss(batch, 1.0)) for batch in batches) / max(1, tokens)
+        count = sum(self.objective.count(batch) for batch in batches)
+        loss = sum(float(self.objective.loss(self.model, batch, 1.0)) for batch in batches) / max(1, count)
+        self.validation_metrics = self.objective.metrics()
+        return loss
 
     def weights(self) -> dict[str, Tensor]:
-        """A float32 copy of every parameter, by the model's names."""
+        """A float32 copy of every parameter that is trained, by the model's names."""
         return {entry.name: entry.master.detach().clone() for entry in self.optimizer.entries}
 
     def set_weights(self, weights: dict[str, Tensor]) -> None:
         """Put back what :meth:`weights` gave."""
         for name, value in weights.items():
             self.optimizer.set_master(name, value)
+
+    def parameters(self) -> list[Tensor]:
+        """What is trained, as the model computes with it; not copied."""
+        return [entry.parameter.detach() for entry in self.optimizer.entries]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything a resumed run needs of this part; tensors are not copied."""
