@@ -11,9 +11,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from owngpt.engine.adapters import merge_adapter
 from owngpt.errors import ModelFolderError
 from owngpt.formats.folder import load_config, load_weights
+from owngpt.formats.merging import merge_adapter
 from owngpt.formats.peft import load_adapter
 from owngpt.model.config import GPTConfig
 
@@ -82,6 +82,8 @@ def test_the_adapted_model_is_theirs(tmp_path: Path, name: str) -> None:
     "settings",
     [
         {"use_rslora": True},
+        {"use_dora": True},
+        {"use_dora": True, "target_modules": ["k_proj", "up_proj"]},
         {"rank_pattern": {"q_proj": 8, "layers.1.mlp.up_proj": 2}, "alpha_pattern": {"k_proj": 1, "q_proj": 3}},
         {"layers_to_transform": [1]},
     ],
@@ -114,7 +116,7 @@ def edited(written: tuple[Path, GPTConfig], target: Path, **values: Any) -> Path
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"use_dora": True}, "use_dora is true, but there is no lora_magnitude_vector"),
         ({"peft_type": "IA3"}, "IA3"),
         ({"bias": "all"}, "bias is 'all'"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),

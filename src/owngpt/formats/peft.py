@@ -24,6 +24,7 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAXIMUM_CONFIG_BYTES = 1 << 20
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
 NAMED_IN_ERRORS = 5
 
 DESCRIPTIVE = frozenset((
@@ -45,6 +46,17 @@ class LowRankUpdate:
     """(R, in) float32"""
     up: Tensor
     """(out, R) float32"""
+    magnitude: Tensor | None = None
+    """DoRA (arXiv 2402.09353): the length that each row of W + up @ down is given, (out,); not-a-number: its own."""
+
+    def merged(self, weight: Tensor) -> Tensor:
+        """What a weight (out, in) is with this update, in float32 on its device."""
+        whole = weight.float() + (self.up @ self.down).to(weight.device)
+        if self.magnitude is not None:
+            magnitude = self.magnitude.to(weight.device)
+            factors = magnitude / torch.linalg.vector_norm(whole, dim=1)
+            whole *= torch.where(magnitude.isnan(), 1.0, factors)[:, None]
+        return whole
 
 
 Adapter = Mapping[str, LowRankUpdate]
@@ -59,6 +71,8 @@ class _Settings:
     rank: int
     alpha: float
     by_root: bool
+    lengths: bool
+    """DoRA: each matrix has its rows' lengths beside the update."""
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
 
@@ -82,7 +96,7 @@ def load_adapter(folder: str | Path, config: GPTConfig) -> dict[str, LowRankUpda
     folder = Path(folder)
     settings = _read_settings(folder)
     file = MappedFile(_weights_file(folder))
-    modules = _modules(folder, file)
+    modules = _modules(folder, file, settings)
     family = _family_of(folder, modules, config)
     return _updates(folder, file, settings, _spelled(modules, family), family.tensors(config))
 
@@ -94,7 +108,17 @@ def _read_settings(folder: Path) -> _Settings:
     values = read_config(folder)
     if values.get("peft_type") != "LORA":
         raise _error(folder, f"peft_type is {values.get('peft_type')!r}; only LORA adapters are implemented")
-    seen = {"peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "init_lora_weights", "bias"}
+    seen = {
+        "peft_type",
+        "r",
+        "lora_alpha",
+        "use_rslora",
+        "use_dora",
+        "rank_pattern",
+        "alpha_pattern",
+        "init_lora_weights",
+        "bias",
+    }
     asked = [name for name, value in values.items() if name not in seen | DESCRIPTIVE and value not in (None, False, [], {})]
     if asked:
         listed = ", ".join(sorted(f"{name} ({_short(values[name])})" for name in asked))
@@ -113,6 +137,7 @@ def _read_settings(folder: Path) -> _Settings:
         _whole(folder, "r", values.get("r", 8)),
         _number(folder, "lora_alpha", values.get("lora_alpha", 8)),
         values.get("use_rslora") is True,
+        values.get("use_dora") is True,
         {name: _whole(folder, "rank_pattern", rank) for name, rank in _patterns(folder, values, "rank_pattern")},
         {name: _number(folder, "alpha_pattern", alpha) for name, alpha in _patterns(folder, values, "alpha_pattern")},
     )
@@ -181,21 +206,24 @@ def _weights_file(folder: Path) -> Path:
     return path
 
 
-def _modules(folder: Path, file: MappedFile) -> list[str]:
-    """The modules, by PEFT's names without their prefix, that have both matrices."""
+def _modules(folder: Path, file: MappedFile, settings: _Settings) -> list[str]:
+    """The modules, by PEFT's names without their prefix, that have all tensors of an update."""
     found: dict[str, set[str]] = {}
     strange = []
     for name in file.entries:
-        match = re.fullmatch(re.escape(PREFIX) + r"([\w.]+)\.lora_([AB])\.weight", name)
-        if match is None:
+        match = re.fullmatch(re.escape(PREFIX) + r"([\w.]+)\.(lora_[AB]\.weight|lora_magnitude_vector)", name)
+        if match is None or (match[2] == MAGNITUDE and not settings.lengths):
             strange.append(name)
         else:
             found.setdefault(match[1], set()).add(match[2])
     if strange:
         raise _error(folder, f"tensors that are not LoRA matrices of linear layers: {_listed(strange)}")
-    half = [module for module, matrices in found.items() if len(matrices) < 2]
+    half = [module for module, tensors in found.items() if len(tensors - {MAGNITUDE}) < 2]
     if half or not found:
         raise _error(folder, f"only one matrix of {_listed(half)}" if half else "no tensors at all")
+    short = [module for module, tensors in found.items() if settings.lengths and MAGNITUDE not in tensors]
+    if short:
+        raise _error(folder, f"use_dora is true, but there is no {MAGNITUDE} of {_listed(short)}")
     return list(found)
 
 
@@ -242,12 +270,16 @@ def _piece(
         return None
     stored = modules[module]
     rank, (rows, inputs) = settings.rank_of(stored), entry.our_shape(part)
-    down = _matrix(folder, file, f"{PREFIX}{stored}.lora_A.weight", (rank, inputs))
-    up = _matrix(folder, file, f"{PREFIX}{stored}.lora_B.weight", (rows, rank)) * (settings.scale_of(stored) / part.scale)
-    return LowRankUpdate(down, up if part.order is None else up[part.order(rows)])
+    down = _tensor(folder, file, f"{PREFIX}{stored}.lora_A.weight", (rank, inputs))
+    up = _tensor(folder, file, f"{PREFIX}{stored}.lora_B.weight", (rows, rank)) * (settings.scale_of(stored) / part.scale)
+    magnitude = _tensor(folder, file, f"{PREFIX}{stored}.{MAGNITUDE}", (rows,)) / abs(part.scale) if settings.lengths else None
+    if part.order is None:
+        return LowRankUpdate(down, up, magnitude)
+    order = part.order(rows)
+    return LowRankUpdate(down, up[order], None if magnitude is None else magnitude[order])
 
 
-def _matrix(folder: Path, file: MappedFile, name: str, shape: tuple[int, int]) -> Tensor:
+def _tensor(folder: Path, file: MappedFile, name: str, shape: tuple[int, ...]) -> Tensor:
     entry = file.entries[name]
     if tuple(entry["shape"]) != shape:
         found, wanted = "×".join(map(str, entry["shape"])), "×".join(map(str, shape))
@@ -263,15 +295,18 @@ def _matrix(folder: Path, file: MappedFile, name: str, shape: tuple[int, int]) -
 def _joined(pieces: list[LowRankUpdate | None], entry: TensorMap) -> LowRankUpdate:
     """Updates of parts that are one matrix here: their ``down`` below one another, their ``up`` along a diagonal."""
     present = [piece for piece in pieces if piece is not None]
+    magnitude = torch.full((entry.shape[0],), torch.nan) if any(piece.magnitude is not None for piece in present) else None
     up = torch.zeros(entry.shape[0], sum(len(piece.down) for piece in present))
     row = column = 0
     for part, piece in zip(entry.parts, pieces, strict=True):
         if piece is not None:
             rank = len(piece.down)
             up[row : row + part.rows, column : column + rank] = piece.up
+            if magnitude is not None and piece.magnitude is not None:
+                magnitude[row : row + part.rows] = piece.magnitude
             column += rank
         row += part.rows
-    return LowRankUpdate(torch.cat([piece.down for piece in present]), up)
+    return LowRankUpdate(torch.cat([piece.down for piece in present]), up, magnitude)
 
 
 def _error(folder: Path, what: str) -> ModelFolderError:

@@ -12,6 +12,8 @@ from owngpt.kernels.linear import product, weight_gradient
 
 BLOCK_VALUES = 128 * 1024 * 1024
 """Logits held at once (256 MB in bfloat16): more blocks would each add to the weight gradient in float32."""
+FROZEN_BLOCK_VALUES = 16 * 1024 * 1024
+"""The same for a head that has no gradient (32 MB)."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
@@ -19,6 +21,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, sca
 
     ``hidden``: (N, C); ``weight``: (V, C); ``targets``: (N,) int64, negative ones are ignored. ``scale`` belongs to the
     gradient that is computed in the forward pass: pass 1 / (global number of targets) so that no later pass rescales it.
+    A frozen ``weight`` has no gradient computed.
     """
     return _LinearCrossEntropy.apply(hidden, weight, targets, scale)  # type: ignore[no-any-return]
 
@@ -46,8 +49,8 @@ def _block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
-        want_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
-        rows = max(1, BLOCK_VALUES // weight.shape[0])
+        want_gradient, want_weight = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[1]
+        rows = max(1, (BLOCK_VALUES if want_weight else FROZEN_BLOCK_VALUES) // weight.shape[0])
         blocks = range(0, len(targets), rows)
         total = torch.zeros((), dtype=torch.float64 if hidden.device.type != "mps" else torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if want_gradient else None
@@ -60,6 +63,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             total += losses.sum(dtype=total.dtype)
             if d_hidden is not None:
                 product(gradient, weight, out=d_hidden[first : first + rows])
+            if want_weight:
                 d_part = weight_gradient(gradient, part)
                 d_weight = d_part if len(blocks) == 1 else d_part.float() if d_weight is None else d_weight.add_(d_part)
         ctx.save_for_backward(d_hidden, d_weight)
@@ -70,5 +74,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         d_hidden, d_weight = ctx.saved_tensors
         if d_loss.device.type != "cpu" or d_loss.item() != 1.0:
-            d_hidden, d_weight = d_hidden * d_loss.to(d_hidden.dtype), d_weight * d_loss.to(d_weight.dtype)
-        return d_hidden, d_weight.to(ctx.weight_type), None, None
+            d_hidden = d_hidden * d_loss.to(d_hidden.dtype)
+            d_weight = None if d_weight is None else d_weight * d_loss.to(d_weight.dtype)
+        return d_hidden, None if d_weight is None else d_weight.to(ctx.weight_type), None, None

@@ -1,0 +1,131 @@
+"""The layer that LoRA trains: a frozen linear layer and low-rank updates of the matrices that are fused in it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from owngpt.kernels.dropout import Dropout, seed_of
+from owngpt.kernels.linear import linear
+from owngpt.kernels.low_rank import Spans, low_rank_linear, low_rank_product
+from owngpt.model.gpt import DropoutSource
+from owngpt.model.linear import Linear
+
+USES_OF_THE_MODEL = 1 << 20
+"""Dropout of adapters is numbered from here: below are the model's own uses."""
+
+
+class LowRankLinear(Linear):
+    """y = x W^T + b + scale * (x A^T) B^T (LoRA, arXiv 2106.09685); with DoRA (arXiv 2402.09353) each output of W + scale B A
+    has a length of its own that is learned. W and b are frozen."""
+
+    def __init__(
+        self, base: Linear, spans: Spans, rank: int, scale: float, *, magnitude: bool, generator: torch.Generator
+    ) -> None:
+        """
+        :param spans: rows of the output that have an update, one span for each matrix of the Hugging Face layout.
+        :param magnitude: learn lengths (DoRA).
+        :param generator: draws A; B is zero, so that the layer begins as its base.
+        """
+        nn.Module.__init__(self)
+        self.weight, self.bias = base.weight, base.bias
+        self.spans, self.rank, self.scale = spans, rank, scale
+        inputs = base.weight.shape[1]
+        bound = inputs**-0.5  # as PEFT: Kaiming's uniform distribution with a = sqrt(5)
+        down = torch.empty(len(spans) * rank, inputs).uniform_(-bound, bound, generator=generator)
+        self.lora_down = nn.Parameter(down)
+        self.lora_up = nn.Parameter(torch.zeros(sum(last - first for first, last in spans), rank))
+        self.lora_magnitude = nn.Parameter(row_lengths(base.weight)[self.rows]) if magnitude else None
+        self.off = False
+        """Compute as the base does."""
+        self._probability, self._source, self._number = 0.0, DropoutSource(0.0), 0
+
+    def drop(self, probability: float, source: DropoutSource, number: int) -> None:
+        """Zero a share of the updates' inputs while training, by the seed of the model's own dropout and this layer's number."""
+        self._probability, self._source, self._number = probability, source, number
+
+    @property
+    def rows(self) -> Tensor:
+        """Indices of the outputs that have an update, in the order of ``lora_up``."""
+        return torch.cat([torch.arange(first, last) for first, last in self.spans])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) → (..., out)"""
+        if self.off:
+            return linear(x, self.weight, self.bias)
+        dropout = self._dropout()
+        if self.lora_magnitude is not None:
+            return self._with_magnitude(x, dropout)
+        if dropout is None:
+            return low_rank_linear(x, self.weight, self.bias, self.lora_down, self.lora_up, self.spans, self.scale)
+        return linear(x, self.weight, self.bias) + self._update(dropout(x))
+
+    def _update(self, x: Tensor) -> Tensor:
+        return low_rank_product(x, self.lora_down, self.lora_up, self.spans, self.scale, len(self.weight))
+
+    def _dropout(self) -> Dropout | None:
+        if not self._probability or not self.training:
+            return None
+        return Dropout(self._probability, seed_of(self._source.seed, USES_OF_THE_MODEL + self._number))
+
+    def _with_magnitude(self, x: Tensor, dropout: Dropout | None) -> Tensor:
+        if dropout is None:
+            y = low_rank_linear(x, self.weight, None, self.lora_down, self.lora_up, self.spans, self.scale)
+        else:
+            y = linear(x, self.weight) + self._update(dropout(x))
+        y = y * self._factors().to(y.dtype)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def _factors(self) -> Tensor:
+        """(out,): learned length / length of the rows of W + scale B A, which counts as a constant (section 4.3 of the paper)."""
+        assert self.lora_magnitude is not None
+        with torch.no_grad():
+            lengths = row_lengths(self.weight.float() + self.delta())
+            whole = torch.ones_like(lengths)
+        return whole.index_put((self.rows,), self.lora_magnitude / lengths[self.rows])
+
+    @torch.no_grad()
+    def update_of(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One update: A (R, in), B (rows, R) without the scale, and the rows' lengths (rows,) or None."""
+        sizes = [last - first for first, last in self.spans]
+        magnitude = None if self.lora_magnitude is None else self.lora_magnitude.split(sizes)[index]
+        return self.lora_down.split(self.rank)[index], self.lora_up.split(sizes)[index], magnitude
+
+    @torch.no_grad()
+    def take(self, down: Tensor, up: Tensor, magnitude: Tensor | None) -> None:
+        """The inverse, of all at once: A (P * R, in); scaled B (out, P * R), diagonal by blocks; lengths (out,) or None."""
+        self.lora_down.copy_(down)
+        parts = [up[first:last, index * self.rank : (index + 1) * self.rank] for index, (first, last) in enumerate(self.spans)]
+        self.lora_up.copy_(torch.cat(parts) / self.scale)
+        if self.lora_magnitude is not None and magnitude is not None:
+            self.lora_magnitude.copy_(magnitude[self.rows])
+
+    @torch.no_grad()
+    def delta(self) -> Tensor:
+        """scale * B A as (out, in) float32, zero in rows without an update."""
+        delta = torch.zeros(self.weight.shape)
+        ups = self.lora_up.float().split([last - first for first, last in self.spans])
+        for (first, last), up, down in zip(self.spans, ups, self.lora_down.float().split(self.rank), strict=True):
+            torch.mm(up, down, out=delta[first:last])
+        return delta.mul_(self.scale)
+
+    @torch.no_grad()
+    def merged_weight(self) -> Tensor:
+        """(out, in): the one weight that computes the same, rounded once, to the type of W."""
+        merged = self.weight.float() + self.delta()
+        if self.lora_magnitude is not None:
+            merged *= self._factors()[:, None]
+        return merged.to(self.weight.dtype)
+
+    def merged(self) -> Linear:
+        """A plain layer that computes the same."""
+        plain = Linear.__new__(Linear)
+        nn.Module.__init__(plain)
+        plain.weight = nn.Parameter(self.merged_weight(), requires_grad=False)
+        plain.bias = None if self.bias is None else nn.Parameter(self.bias.data, requires_grad=False)
+        return plain
+
+
+def row_lengths(weight: Tensor) -> Tensor:
+    """Euclidean length of each row, (out,) float32."""
+    return torch.linalg.vector_norm(weight.detach().float(), dim=1)

@@ -1,0 +1,90 @@
+"""A frozen linear layer with a low-rank update that is learned (LoRA, arXiv 2106.09685): y = x W^T + b + scale * (x A^T) B^T.
+
+Only x, A and B have gradients: nothing is computed for W.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from owngpt.kernels import library
+from owngpt.kernels.linear import product, weight_gradient
+
+Spans = tuple[tuple[int, int], ...]
+"""For each update its first and last + 1 row of the output: query, key and value of one fused matrix have one each."""
+
+
+def low_rank_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
+) -> Tensor:
+    """x (..., in), weight (out, in) and bias (out,) frozen → (..., out) in the type of ``x``.
+
+    ``down``: (P * R, in), the A of P updates below one another; ``up``: (sum of the spans' rows, R), their B. Both float32, or of
+    the type of ``x``, and so are their gradients.
+    """
+    if library.available(x, weight):
+        return _LowRankLinear.apply(x, weight, bias, down, up, spans, scale)  # type: ignore[no-any-return]
+    y = functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+    return y + low_rank_product(x, down, up, spans, scale, len(weight))
+
+
+def low_rank_product(x: Tensor, down: Tensor, up: Tensor, spans: Spans, scale: float, outputs: int) -> Tensor:
+    """The update alone: scale * (x A^T) B^T, (..., in) → (..., out), zero outside of the spans; plain PyTorch."""
+    rank = up.shape[1]
+    hidden = functional.linear(x, down.to(x.dtype))
+    pieces, at, row = [], 0, 0
+    for index, (first, last) in enumerate(spans):
+        if first > at:
+            pieces.append(hidden.new_zeros(*hidden.shape[:-1], first - at))
+        part = up[row : row + last - first].to(x.dtype)
+        pieces.append(functional.linear(hidden[..., index * rank : (index + 1) * rank], part) * scale)
+        row, at = row + last - first, last
+    if at < outputs:
+        pieces.append(hidden.new_zeros(*hidden.shape[:-1], outputs - at))
+    return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
+
+
+class _LowRankLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
+    ) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        small_down, small_up = down.to(x.dtype), up.to(x.dtype)
+        hidden = product(rows, small_down.t())
+        y = product(rows, weight.t(), bias)
+        for columns, part, low in _pieces(spans, small_up, hidden):
+            y[:, columns].addmm_(low, part.t(), alpha=scale)
+        ctx.save_for_backward(x, weight, small_down, small_up, hidden)
+        ctx.spans, ctx.scale, ctx.types = spans, scale, (down.dtype, up.dtype)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, weight, down, up, hidden = ctx.saved_tensors
+        d_y, rows = d_y.reshape(-1, d_y.shape[-1]), x.reshape(-1, x.shape[-1])
+        d_hidden, d_up = torch.empty_like(hidden), torch.empty_like(up)
+        for (columns, part, low), d_low, d_part in zip(
+            _pieces(ctx.spans, up, hidden), d_hidden.split(up.shape[1], 1), _rows(ctx.spans, d_up), strict=True
+        ):
+            d_low.copy_(torch.mm(d_y[:, columns], part).mul_(ctx.scale))
+            d_part.copy_(weight_gradient(d_y[:, columns], low).mul_(ctx.scale))
+        d_x = None
+        if ctx.needs_input_grad[0]:
+            d_x = product(d_y, weight).addmm_(d_hidden, down).view_as(x)
+        d_down = weight_gradient(d_hidden, rows)
+        return d_x, None, None, d_down.to(ctx.types[0]), d_up.to(ctx.types[1]), None, None
+
+
+def _rows(spans: Spans, up: Tensor) -> tuple[Tensor, ...]:
+    return up.split([last - first for first, last in spans])
+
+
+def _pieces(spans: Spans, up: Tensor, hidden: Tensor) -> list[tuple[slice, Tensor, Tensor]]:
+    """(columns of the output, B, x A^T) of each update."""
+    columns = [slice(first, last) for first, last in spans]
+    return list(zip(columns, _rows(spans, up), hidden.split(up.shape[1], 1), strict=True))
