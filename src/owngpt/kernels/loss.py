@@ -26,7 +26,7 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, sca
     return _LinearCrossEntropy.apply(hidden, weight, targets, scale)  # type: ignore[no-any-return]
 
 
-def _block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient: bool) -> tuple[Tensor, Tensor]:
+def block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient: bool) -> tuple[Tensor, Tensor]:
     """(losses (n,) float32, gradient like ``logits``); ``logits`` may be overwritten."""
     if library.available(logits):
         losses = torch.empty(len(targets))
@@ -57,7 +57,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight: Tensor | None = None
         for first in blocks:
             part = hidden[first : first + rows]
-            losses, gradient = _block_gradient(
+            losses, gradient = block_gradient(
                 product(part, weight.t()), targets[first : first + rows].contiguous(), scale, want_gradient
             )
             total += losses.sum(dtype=total.dtype)

@@ -207,8 +207,13 @@ class GPT(nn.Module):
 
     def loss(self, token_ids: Tensor, targets: Tensor, context: AttentionContext | None = None, *, scale: float = 1.0) -> Tensor:
         """scale * sum of the cross-entropies, in nats, of targets (B, T) int64; negative targets do not count. Float32 scalar."""
-        hidden, weight = self(token_ids, context).flatten(0, 1), self.head_weight
-        if self.head_bias is not None:  # one more input that is always 1
-            hidden = functional.pad(hidden, (0, 1), value=1.0)
-            weight = torch.cat((weight, self.head_bias[:, None].to(weight.dtype)), dim=1)
+        hidden, weight = self.head_factors(self(token_ids, context).flatten(0, 1))
         return linear_cross_entropy(hidden, weight, targets.flatten(), scale=scale)
+
+    def head_factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) → the rows and the matrix whose product are the logits: (N, C'), (V, C')."""
+        weight = self.head_weight
+        if self.head_bias is None:
+            return hidden, weight
+        bias = self.head_bias[:, None].to(weight.dtype)  # of one more input that is always 1
+        return functional.pad(hidden, (0, 1), value=1.0), torch.cat((weight, bias), dim=1)
