@@ -34,6 +34,8 @@ def __getattr__(name: str) -> Any:
     """Import a public name at its first use (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "load":  # whoever loads a model will want the kernels, which compile, the first time, while torch is imported
+        import_module("owngpt.kernels.build").start("inference")
     value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value

@@ -87,6 +87,12 @@ def test_what_is_stored_in_groups_is_kept_exactly() -> None:
     assert torch.equal(packed.pack_groups(numbers, factors, None).unpacked(), numbers * wide)
     expected = nibbles * wide + offsets.float().repeat_interleave(32, 1)
     assert torch.equal(packed.pack_groups(nibbles, factors, offsets).unpacked(), expected)
+    for stored, values in (
+        (packed.pack_groups(numbers, factors, None), numbers * wide),
+        (packed.pack_groups(nibbles, factors, offsets), expected),
+    ):
+        assert packed.widened(stored).kind == "bf16"
+        assert torch.allclose(packed.widened(stored).unpacked(), values.bfloat16().float(), rtol=2**-7, atol=0)
 
 
 def test_sixteen_evenly_spaced_levels_survive_four_bits() -> None:

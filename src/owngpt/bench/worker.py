@@ -47,10 +47,13 @@ def serve(opener: Callable[[], Any]) -> None:
 
 def _open() -> Any:
     from owngpt.bench.side import CLASSES, SideSpec
+    from owngpt.kernels.startup import hasten
 
     values = json.loads(sys.argv[1])
     first = values.pop("first_prompt")
     spec = SideSpec(**values)
+    if spec.kind == "owngpt":
+        hasten("inference")  # as `owngpt generate` does
     module, _, name = CLASSES[spec.kind].partition(":")
     side = getattr(import_module(module), name)(spec)
     side.prefill(first)

@@ -14,7 +14,7 @@ from owngpt.cli import output
 from owngpt.cli.options import DType, Quantize, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import OwnGPTError, UsageError
-from owngpt.kernels import build
+from owngpt.kernels.startup import hasten
 from owngpt.text.turns import latest_turns
 
 ChatOptions = options_of(GenerationConfig, leave_out=("num_return_sequences", "num_beams"))
@@ -55,7 +55,7 @@ def chat(
     options = options or {}
     GenerationConfig(**options)
 
-    build.start("inference")  # compiles, the first time, while torch is imported
+    hasten("inference")
     from owngpt import api
 
     loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from owngpt.cli.options import DType, Json, Quantize, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import UsageError
-from owngpt.kernels import build
+from owngpt.kernels.startup import hasten
 
 GenerationOptions = options_of(GenerationConfig)
 
@@ -42,7 +42,7 @@ def generate(
     settings = GenerationConfig(**options)
     text = _prompt(prompt)
 
-    build.start("inference")  # compiles, the first time, while torch is imported
+    hasten("inference")
     from owngpt import api
 
     loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)

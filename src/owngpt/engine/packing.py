@@ -130,8 +130,9 @@ class Packer:
             kind = "int8"
         if not isinstance(tensor, GroupedTensor):
             return packed.pack(tensor, kind)
-        if self._keep_groups or kind == f"int{tensor.bits}":
-            return packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets)
+        if self._keep_groups or kind in ("bf16", f"int{tensor.bits}"):
+            weight = packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets)
+            return packed.widened(weight) if kind == "bf16" and not self._keep_groups else weight
         return packed.pack(tensor.floats(), kind)
 
     def install(self, model: GPT) -> GPT:

@@ -47,7 +47,7 @@ LIBRARIES = {
     "training": Library(
         ("activation", "attention", "loss", "norm", "orthogonal", "permission", "product", "rotary", "update"), ("-O3",)
     ),
-    "inference": Library(("packed", "paged", "permission", "quantize", "rows", "sample", "steps"), ("-O2",)),
+    "inference": Library(("packed", "paged", "permission", "quantize", "rows", "sample", "steps"), ("-O1", "-ftree-vectorize")),
 }
 """Apart, and inference compiled with less effort (its loops are written out), so that who only wants an answer waits less."""
 _started: dict[str, subprocess.Popen[str]] = {}

@@ -36,9 +36,14 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "momentum": (_P, _P, _P, _P, _L, _F, _F, _I),
     "apply": (_P, _P, _P, _L, _F, _F, _I),
 }
-INFERENCE: dict[str, tuple[Any, ...]] = {"sample": (_P, _P, _P, _L, _L, _I), "pack": (_P, _I, _L, _L, _I, _P, _I)}
+INFERENCE: dict[str, tuple[Any, ...]] = {
+    "sample": (_P, _P, _P, _L, _L, _I),
+    "pack": (_P, _I, _L, _L, _I, _P, _I),
+    "join_groups": (_P, _P, _P, _L, _L, _P, _I),
+    "widen": (_P, _I, _L, _P, _I),
+}
 """Of the library for inference; its steps are reached through :func:`run_steps`."""
-ON_TILES = ("attention", "attention_backward", "product", "orthogonalise", "pack")
+ON_TILES = ("attention", "attention_backward", "product", "orthogonalise", "pack", "join_groups", "widen")
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 

@@ -81,40 +81,19 @@ def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor | None) -> Pack
     offsets; factors and offsets (outputs, inputs / 32) float16.
     """
     outputs, inputs = quants.shape
-    missing = -outputs % ROWS
-    if missing:
-        quants, factors = (torch.cat((each, each.new_zeros(missing, each.shape[1]))) for each in (quants, factors))
-        offsets = None if offsets is None else torch.cat((offsets, offsets.new_zeros(missing, offsets.shape[1])))
-    quants = quants.contiguous().view(-1, inputs // GROUP, GROUP)
-    if offsets is None:
-        return PackedWeight("int8", outputs, inputs, _join_int8(quants, factors))
-    return PackedWeight("int4", outputs, inputs, join_int4(quants, factors.contiguous(), offsets.contiguous()))
+    kind: Kind = "int8" if offsets is None else "int4"
+    tiles = torch.empty(-(-outputs // ROWS) * (inputs // COLUMNS) * TILE_BYTES[kind], dtype=torch.uint8)
+    stored = [None if each is None else each.contiguous() for each in (quants, factors, offsets)]
+    library.call("join_groups", *stored, outputs, inputs, tiles)
+    return PackedWeight(kind, outputs, inputs, tiles)
 
 
-def _join_int8(numbers: Tensor, factors: Tensor) -> Tensor:
-    """numbers (outputs, groups, 32) int8, factors (outputs, groups) float16 → bytes of tiles; outputs a multiple of 16."""
-    outputs, groups = factors.shape
-    by_tile = numbers.view(torch.uint8).view(outputs // ROWS, ROWS, groups, GROUP).permute(0, 2, 1, 3)
-    return torch.cat((by_tile.reshape(outputs // ROWS, groups, 512), _by_tile(factors)), dim=-1).flatten()
-
-
-def _by_tile(values: Tensor) -> Tensor:
-    """(outputs, groups) float16 → bytes (outputs/16, groups, 32)."""
-    outputs, groups = values.shape
-    turned = values.reshape(outputs // ROWS, ROWS, groups).permute(0, 2, 1).contiguous()
-    return turned.view(torch.uint8).view(outputs // ROWS, groups, 32)
-
-
-def join_int4(nibbles: Tensor, factors: Tensor, offsets: Tensor) -> Tensor:
-    """nibbles (outputs, groups, 32) uint8 in 0…15, factors and offsets (outputs, groups) float16 → bytes of tiles.
-
-    The outputs are a multiple of 16.
-    """
-    outputs, groups = factors.shape
-    pairs = nibbles.view(outputs // ROWS, ROWS // 2, 2, groups, GROUP)
-    joined = (pairs[:, :, 0] | (pairs[:, :, 1] << 4)).permute(0, 2, 1, 3).reshape(outputs // ROWS, groups, 256)
-
-    return torch.cat((joined, _by_tile(factors), _by_tile(offsets)), dim=-1).flatten()
+def widened(weight: PackedWeight) -> PackedWeight:
+    """A quantized weight's values as bf16."""
+    count = weight.tiles.numel() // TILE_BYTES[weight.kind]
+    tiles = torch.empty(count * TILE_BYTES["bf16"], dtype=torch.uint8)
+    library.call("widen", weight.tiles, KINDS[weight.kind], count, tiles)
+    return PackedWeight("bf16", weight.outputs, weight.inputs, tiles)
 
 
 def _int8_values(tiles: Tensor) -> Tensor:

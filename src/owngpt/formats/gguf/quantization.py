@@ -72,7 +72,10 @@ def in_groups(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]) -
     factors = numbers[..., 0].contiguous()
     if kind == GGMLQuantizationType.Q8_0:
         return packed.contiguous().view(torch.int8).view(shape), factors, None
-    quants = torch.cat((packed & 15, packed >> 4), dim=-1).view(shape)
+    quants = torch.empty(*packed.shape[:2], 32, dtype=torch.uint8)
+    torch.bitwise_and(packed, 15, out=quants[..., :16])
+    torch.bitwise_right_shift(packed, 4, out=quants[..., 16:])
+    quants = quants.view(shape)
     offsets = numbers[..., 1].contiguous() if kind == GGMLQuantizationType.Q4_1 else -8 * factors
     return (quants, factors, offsets) if bool(offsets.isfinite().all()) else None
 

@@ -408,4 +408,11 @@ void owngpt_step_embed(const int64_t *slots, Worker *worker) {
         }
     }
 }
+
+/* `count` tiles of a quantized weight as bf16 tiles. */
+int owngpt_widen(const uint8_t *tiles, int kind, int64_t count, bf16 *out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t t = 0; t < count; t++) unpack_tiles(tiles + t * tile_bytes(kind), kind, 1, out + t * TILE);
+    return 0;
+}
 #endif

@@ -112,7 +112,7 @@ static void pack_int4(const __m512 columns[GROUP], uint8_t *tile) {
 }
 
 /* weight: outputs x inputs, float where wide, else bf16; kind and tiles as in packed.c. */
-void owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, int kind, uint8_t *tiles, int threads) {
+int owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, int kind, uint8_t *tiles, int threads) {
     int64_t depth = (inputs + 31) / 32, bytes = tile_bytes(kind), blocks_ = (outputs + 15) / 16;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < blocks_; block++)
@@ -124,5 +124,37 @@ void owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, 
             else if (kind == WEIGHT_INT8) pack_int8(columns, tile);
             else pack_int4(columns, tile);
         }
+    return 0;
+}
+
+/* The bytes of one output's group into its tile: of int8 as they are, of int4 beside those of its neighbour. */
+static inline void join_row(const uint8_t *quants, int few_bits, int i, uint8_t *tile) {
+    __m256i q = _mm256_loadu_si256((const __m256i *)quants);
+    if (!few_bits) _mm256_storeu_si256((__m256i *)(tile + 32 * i), q);
+    else if (i % 2 == 0) _mm256_storeu_si256((__m256i *)(tile + 16 * i), q);
+    else {
+        __m256i *pair = (__m256i *)(tile + 16 * (i - 1));
+        _mm256_storeu_si256(pair, _mm256_or_si256(_mm256_loadu_si256(pair), _mm256_slli_epi16(q, 4)));
+    }
+}
+
+/* A weight that is stored in groups already: quants (outputs x inputs bytes, int4 where there are offsets and then at most 15, else
+ * int8), factors and offsets (outputs x inputs / 32 in half precision) into tiles, unchanged. Outputs that fill up the last are 0. */
+int owngpt_join_groups(const uint8_t *quants, const uint16_t *factors, const uint16_t *offsets, int64_t outputs, int64_t inputs, uint8_t *tiles, int threads) {
+    int64_t depth = inputs / 32, few = offsets != NULL, bytes = tile_bytes(few ? WEIGHT_INT4 : WEIGHT_INT8), numbers = few ? 256 : 512;
+#pragma omp parallel for num_threads(threads) schedule(static)
+    for (int64_t block = 0; block < (outputs + 15) / 16; block++)
+        for (int64_t k = 0; k < depth; k++) {
+            uint8_t *tile = tiles + (block * depth + k) * bytes;
+            uint16_t *ends = (uint16_t *)(tile + numbers);
+            memset(tile, 0, (size_t)bytes);
+            for (int i = 0; i < 16 && 16 * block + i < outputs; i++) {
+                int64_t group = (16 * block + i) * depth + k;
+                join_row(quants + 32 * group, (int)few, i, tile);
+                ends[i] = factors[group];
+                if (few) ends[16 + i] = offsets[group];
+            }
+        }
+    return 0;
 }
 #endif
