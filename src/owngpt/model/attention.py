@@ -58,6 +58,20 @@ class CausalContext:
         )
 
 
+class PackedContext(CausalContext):
+    """Several sequences side by side in a row, each as if it were alone: it sees nothing of the others, and its positions
+    begin at 0."""
+
+    def __init__(self, starts: Tensor, dropout: float = 0.0) -> None:
+        """:param starts: (B, T) int32, where in the row the sequence of each token begins."""
+        super().__init__(starts, dropout)
+
+    def positions(self, time: int) -> Tensor:
+        """(B, T): each token's place in its own sequence."""
+        assert self.starts is not None
+        return torch.arange(time, device=self.starts.device)[None] - self.starts
+
+
 class PaddedContext(CausalContext):
     """Sequences that were filled up to one length, usually on the left: padding is seen by no token and has no position."""
 

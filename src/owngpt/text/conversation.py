@@ -21,7 +21,40 @@ class EncodedChat:
     """1 for the tokens of ``{% generation %}`` blocks, 0 for the others; as long as ``token_ids``."""
 
 
-def encode_chat(
+@dataclass(frozen=True)
+class ChatLayout:
+    """A conversation as its template lays it out, before it is tokens."""
+
+    rendered: str
+    """The text, with marks where a :class:`ContentGuard` looks after the contents. A conversation that goes on from another
+    one usually begins with all of the other's."""
+    spans: tuple[tuple[int, int], ...]
+    """Where, [start, stop) in characters of ``rendered``, the ``{% generation %}`` blocks stand."""
+    _tokenizer: Tokenizer
+    _guard: ContentGuard | None
+    _has_marks: bool
+
+    def encode(self, start: int = 0) -> EncodedChat:
+        """As tokens; from a character of ``rendered`` on, as if nothing stood before it."""
+        rendered = self.rendered[start:]
+        spans = [(max(first - start, 0), last - start) for first, last in self.spans if last > start]
+        if self._guard is None:
+            encoding = self._tokenizer.backend.encode(rendered, add_special_tokens=False)
+            return EncodedChat(rendered, encoding.ids, _mask(encoding.char_to_token, spans, len(encoding.ids)))
+        guarded = self._guard.encode(rendered, has_marks=self._has_marks)
+        return EncodedChat(guarded.text, guarded.token_ids, _mask(guarded.token_at, spans, len(guarded.token_ids)))
+
+
+def encode_chat(tokenizer: Tokenizer, messages: Sequence[Any], **options: Any) -> EncodedChat:
+    """Lay out a conversation and encode it; the parameters and errors are those of :func:`lay_out`.
+
+    The ids are those of transformers' ``apply_chat_template``, except that the text of a control token in messages, tools,
+    documents and ``extra`` is only text.
+    """
+    return lay_out(tokenizer, messages, **options).encode()
+
+
+def lay_out(
     tokenizer: Tokenizer,
     messages: Sequence[Any],
     *,
@@ -32,11 +65,8 @@ def encode_chat(
     special_in_contents: bool = False,
     template: ChatTemplate | None = None,
     **extra: Any,
-) -> EncodedChat:
-    """Lay out a conversation and encode it.
-
-    The ids are those of transformers' ``apply_chat_template``, except that the text of a control token in messages, tools,
-    documents and ``extra`` is only text.
+) -> ChatLayout:
+    """Lay out a conversation.
 
     :param special_in_contents: let contents write control tokens, as transformers does; for trusted text only.
     :param template: another one than the tokenizer's own.
@@ -46,15 +76,10 @@ def encode_chat(
     """
     template = template or ChatTemplate.of(tokenizer, tools=tools)
     values = template.values(messages, tools, add_generation_prompt, documents=documents, **extra)
-    if special_in_contents:
-        rendered, spans = template.render_values(values, continue_final_message)
-        encoding = tokenizer.backend.encode(rendered, add_special_tokens=False)
-        return EncodedChat(rendered, encoding.ids, _mask(encoding.char_to_token, spans, len(encoding.ids)))
-    guard = ContentGuard.of(tokenizer, template.source)
-    marked = guard.marked(values)
+    guard = None if special_in_contents else ContentGuard.of(tokenizer, template.source)
+    marked = values if guard is None else guard.marked(values)
     rendered, spans = template.render_values(marked, continue_final_message)
-    guarded = guard.encode(rendered, has_marks=marked != values)
-    return EncodedChat(guarded.text, guarded.token_ids, _mask(guarded.token_at, spans, len(guarded.token_ids)))
+    return ChatLayout(rendered, tuple(spans), tokenizer, guard, marked != values)
 
 
 def _mask(token_at: Callable[[int], int | None], spans: Iterable[tuple[int, int]], length: int) -> list[int]:

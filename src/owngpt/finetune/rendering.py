@@ -1,0 +1,238 @@
+"""From examples to token ids: what serving will read before each answer, then the answer, and what of it is learned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from owngpt.errors import DataError, ModelFolderError, UsageError
+from owngpt.finetune.chosen_template import choose_template
+from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.examples.example import (
+    Chat,
+    Completion,
+    Example,
+    Labelled,
+    Message,
+    Origin,
+    PlainText,
+    Preference,
+)
+from owngpt.finetune.spans import Span, join_turns, make_encoded
+from owngpt.finetune.turn import Turn, TurnEncoder
+from owngpt.text.chat import ChatTemplate
+from owngpt.text.conversation import encode_chat
+from owngpt.text.tokenizer import Tokenizer
+
+MOST_REFUSED_KEPT = 100
+
+
+class Renderer:
+    """Encodes examples for one model. What it does to a chat is what serving does to it, by the same code.
+
+    ``notes`` holds, in sentences, what was chosen without being asked; ``refused`` the rows left out by :meth:`encode_all`.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: ChatTemplate | None = None,
+        system: str | None = None,
+        labels: Sequence[str] | None = None,
+        stop_ids: Iterable[int] | None = None,
+        variables: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        :param template: by default the tokenizer's own; if it has none, the first chat makes one be chosen, see
+            :meth:`ensure_template`.
+        :param system: said at the beginning of every chat that has no such message.
+        :param labels: the classes, in the order of their indices.
+        :param stop_ids: what ends an answer when the model is served; by default the tokenizer's.
+        :param variables: what the template reads beside, such as ``{"enable_thinking": False}``; serving must give the same.
+        """
+        self.tokenizer, self.template, self.system = tokenizer, template, system
+        self.labels = None if labels is None else {label: index for index, label in enumerate(labels)}
+        self.stop_ids = frozenset(stop_ids) if stop_ids is not None else tokenizer.stop_ids
+        self.variables = dict(variables or {})
+        self.notes: list[str] = []
+        self.refused: list[str] = []
+        self.refused_count = 0
+        self.separate_turns = 0
+        """Sequences beyond the first that chats needed, because their template shows earlier turns otherwise."""
+
+    def ensure_template(self) -> Tokenizer:
+        """The tokenizer with a chat template, which is chosen now, and noted, if there is none yet; save this one.
+
+        :raises ModelFolderError: the vocabulary has no token that could end an answer.
+        """
+        if self.template is None and not self.tokenizer.chat_template and not self.tokenizer.named_chat_templates:
+            source, note = choose_template(self.tokenizer)
+            self.tokenizer = self.tokenizer.with_chat_template(source)
+            self.notes.append(note)
+        return self.tokenizer
+
+    # --- examples ---
+
+    def encode_all(self, examples: Iterable[Example], *, skip_bad: bool = False) -> Iterator[Encoded]:
+        """Every example's sequences, one after the other.
+
+        :param skip_bad: leave out what the template refuses, and note it in ``refused``.
+        :raises DataError: an example cannot be rendered, unless ``skip_bad``.
+        """
+        for example in examples:
+            try:
+                encoded = self.encode(example)
+            except DataError as error:
+                if not skip_bad:
+                    raise
+                self.refused_count += 1
+                if len(self.refused) < MOST_REFUSED_KEPT:
+                    self.refused.append(str(error))
+                continue
+            yield from encoded
+
+    def encode(self, example: Example) -> list[Encoded]:
+        """The sequences of one example.
+
+        A chat is one sequence; where its template shows earlier turns otherwise than they were said (thoughts taken out,
+        say), one for every form, so that each answer is learned behind what serving shows before it. A preference is two,
+        chosen and rejected, with the same prompt.
+
+        :raises DataError: it cannot be rendered; the message names its file and line.
+        """
+        try:
+            return self._encode(example)
+        except UsageError as error:
+            raise DataError(f"{example.origin}: {error}") from error
+
+    def _encode(self, example: Example) -> list[Encoded]:
+        if isinstance(example, Chat):
+            return self._chat(example)
+        if isinstance(example, Completion):
+            return [self._completion(example.prompt, example.completion, example.origin)]
+        if isinstance(example, PlainText):
+            return [self._text(example.text, example.origin)]
+        if isinstance(example, Preference):
+            return self._preference(example)
+        return [self._labelled(example)]
+
+    def prompt_ids(self, example: Example) -> list[int]:
+        """What serving reads before the last thing that is learned of an example: the ids that ``Model.chat`` or
+        ``Model.generate`` gives to the model.
+
+        :raises DataError: as :meth:`encode`.
+        """
+        if isinstance(example, Chat):
+            return self.chat_prompt(self._before_answer(example), example.tools)
+        if isinstance(example, Preference):
+            if isinstance(example.prompt, str):
+                return self.tokenizer.encode_prompt(example.prompt)
+            return self.chat_prompt(example.prompt, example.tools)
+        if isinstance(example, Completion):
+            return self.tokenizer.encode_prompt(example.prompt)
+        return self.tokenizer.encode_prompt(example.text)
+
+    def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+        """What serving reads before it answers these messages (the renderer's system message added)."""
+        self.ensure_template()
+        options: dict[str, Any] = {"tools": list(tools) or None, "template": self.template, **self.variables}
+        return encode_chat(self.tokenizer, self._with_system(messages), add_generation_prompt=True, **options).token_ids
+
+    # --- kinds ---
+
+    def _chat(self, example: Chat) -> list[Encoded]:
+        messages = self._with_system(example.messages)
+        turns = self._turns(messages, example.tools, example.origin)
+        spans = join_turns(turns)
+        self.separate_turns += max(len(spans) - 1, 0)
+        return [make_encoded(span, example.origin) for span in spans]
+
+    def _completion(self, prompt: str, completion: str, origin: Origin) -> Encoded:
+        before = self.tokenizer.encode_prompt(prompt)
+        ids = before + self._continuation(before, prompt, completion) + self._end()
+        return make_encoded(Span(ids, [False] * len(before) + [True] * (len(ids) - len(before))), origin)
+
+    def _text(self, text: str, origin: Origin) -> Encoded:
+        ids = self.tokenizer.encode_prompt(text) + self._end()
+        return make_encoded(Span(ids, [True] * len(ids)), origin)
+
+    def _preference(self, example: Preference) -> list[Encoded]:
+        return [self._answer(example, answer) for answer in (example.chosen, example.rejected)]
+
+    def _answer(self, example: Preference, answer: str | Sequence[Message]) -> Encoded:
+        if isinstance(example.prompt, str) and isinstance(answer, str):
+            return self._completion(example.prompt, answer, example.origin)
+        if isinstance(example.prompt, str) or isinstance(answer, str):
+            raise DataError(f"{example.origin}: prompt and answers are of two kinds; give texts or messages for all three")
+        prompt = self._with_system(example.prompt)
+        spans = join_turns(self._turns([*prompt, *answer], example.tools, example.origin, first=len(prompt)))
+        if len(spans) != 1:
+            raise DataError(
+                f"{example.origin}: an answer has {len(spans)} turns that the chat template shows in {len(spans)} ways; "
+                "give answers of one assistant turn"
+                if spans
+                else f"{example.origin}: an answer holds no assistant turn; end it with one"
+            )
+        return make_encoded(spans[0], example.origin)
+
+    def _labelled(self, example: Labelled) -> Encoded:
+        if self.labels is None:
+            raise UsageError("a row has a label, but no labels were given; use the method classify")
+        if example.label not in self.labels:
+            known = ", ".join(list(self.labels)[:10])
+            raise UsageError(f"unknown label {example.label!r}; the training rows have: {known}")
+        ids = self.tokenizer.encode_prompt(example.text) + self._end()
+        return make_encoded(Span(ids, [False] * len(ids)), example.origin, self.labels[example.label])
+
+    # --- parts ---
+
+    def _turns(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], origin: Origin, first: int = 0
+    ) -> list[Turn]:
+        """The assistant's turns from message ``first`` on, each behind what serving reads before it."""
+        self.ensure_template()
+        options: dict[str, Any] = {"tools": list(tools) or None, "template": self.template, **self.variables}
+        encoder = TurnEncoder(self.tokenizer, options, self.stop_ids, self._end())
+        try:
+            return [encoder.encode(messages, place) for place in _answers(messages) if place >= first]
+        except (UsageError, ModelFolderError) as error:
+            raise DataError(f"{origin}: {error}") from error
+
+    def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        if self.system is None or (messages and messages[0].get("role") == "system"):
+            return list(messages)
+        return [{"role": "system", "content": self.system}, *messages]
+
+    def _before_answer(self, example: Chat) -> tuple[Message, ...]:
+        places = _answers(example.messages)
+        return example.messages[: places[-1]] if places else example.messages
+
+    def _end(self) -> list[int]:
+        try:
+            return [self.tokenizer.end_of_text_id]
+        except ModelFolderError:
+            note = "the vocabulary has no end-of-text token, so the model cannot learn where to stop"
+            if note not in self.notes:
+                self.notes.append(note)
+            return []
+
+    def _continuation(self, before: list[int], prompt: str, completion: str) -> list[int]:
+        """The tokens of a completion behind those of its prompt, which stay as serving has them."""
+        whole = self.tokenizer.encode_prompt(prompt + completion)
+        if whole[: len(before)] == before:
+            return whole[len(before) :]
+        # A token stretches across the border. Encoded behind a line's end, no blank is put before the completion.
+        head, joined = self.tokenizer.encode("\n"), self.tokenizer.encode("\n" + completion)
+        return joined[len(head) :] if joined[: len(head)] == head else self.tokenizer.encode(completion)
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    """Indices of the assistant's messages that are learned: not those of weight 0, as OpenAI's files have them, and not one
+    that opens a conversation, which answers nobody."""
+    opening = next((index for index, message in enumerate(messages) if message.get("role") != "system"), len(messages))
+    return [
+        index
+        for index, message in enumerate(messages)
+        if index > opening and message.get("role") == "assistant" and message.get("weight", 1) != 0
+    ]
