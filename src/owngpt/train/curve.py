@@ -49,7 +49,7 @@ def _draw(axes: Any, training: list[tuple[float, float, float]], validation: lis
     times = [seconds / divisor for seconds, _, _ in training]
     values = [bits for _, _, bits in training]
     axes.plot(times, values, color="#9ec5e8", linewidth=0.8)
-    axes.plot(times, _smooth(values), color="#1f6fb2", linewidth=1.8, label="training text")
+    axes.plot(times, smooth(values), color="#1f6fb2", linewidth=1.8, label="training text")
     if validation:
         held_times = [seconds / divisor for seconds, _, _ in validation]
         held = [bits for _, _, bits in validation]
@@ -59,7 +59,7 @@ def _draw(axes: Any, training: list[tuple[float, float, float]], validation: lis
         axes.plot(held_times[best], held[best], marker="*", markersize=15, color="#d9480f", linestyle="none", label=label)
     axes.set_xlabel(f"training time ({unit})")
     axes.set_ylabel("loss (bits per byte)")
-    axes.set_ylim(*_limits(values, [bits for _, _, bits in validation]))
+    axes.set_ylim(*limits(values, [bits for _, _, bits in validation]))
     axes.set_xlim(0, 1.02 * max(seconds for seconds, _, _ in [training[-1], *validation]) / divisor)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -87,18 +87,18 @@ def _add_token_axis(axes: Any, times: list[float], tokens: list[float]) -> None:
     top.set_xlabel(f"tokens trained on ({unit})")
 
 
-def _smooth(values: list[float]) -> list[float]:
+def smooth(values: list[float]) -> list[float]:
     """Mean of as many neighbours on either side, fewer near the ends: no lag behind a steep fall."""
     sums = [0.0, *itertools.accumulate(values)]
     reach, last = len(values) // SMOOTHING_SHARE, len(values) - 1
-    smooth = []
+    means = []
     for index in range(len(values)):
         near = min(reach, index, last - index)
-        smooth.append((sums[index + near + 1] - sums[index - near]) / (2 * near + 1))
-    return smooth
+        means.append((sums[index + near + 1] - sums[index - near]) / (2 * near + 1))
+    return means
 
 
-def _limits(training: list[float], validation: list[float]) -> tuple[float, float]:
+def limits(training: list[float], validation: list[float]) -> tuple[float, float]:
     """Vertical range: the first steep fall is cut off so that the rest can be read."""
     settled = training[len(training) // 20 :]
     low, high = min([*settled, *validation]), max([*settled, *validation[1:]])

@@ -1,0 +1,167 @@
+"""Held-out prompts, and what a network answers to them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from owngpt.config.generation import GenerationConfig
+from owngpt.engine.engine import Engine
+from owngpt.engine.request import Failed, Piece, Request, Stream
+from owngpt.engine.torch_runner import BLOCK, TorchRunner
+from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, PlainText, Preference
+from owngpt.finetune.report.repetition import distinct_share, loops
+from owngpt.model.gpt import GPT
+from owngpt.text.tokenizer import Tokenizer
+
+CACHE_BYTES = 128 * 2**20
+"""For the keys and values of all answers that are written side by side."""
+MOST_ROWS = 32
+SHORTEST_LIMIT, LONGEST_LIMIT = 48, 384
+"""Tokens that an answer may have, whatever the owner's own answers have."""
+OPENING = 32
+"""Tokens of a plain text from which the network goes on."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A prompt as the network is asked it, and the owner's own answer."""
+
+    index: int
+    """Of the example."""
+    prompt_ids: tuple[int, ...]
+    shown: str
+    """The prompt for a person: what was asked last."""
+    reference: str
+    reference_tokens: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a network wrote."""
+
+    index: int
+    shown: str
+    reference: str
+    text: str
+    tokens: int
+    ended: str
+    """end: it stopped by itself; length or context: it was stopped there; time: the time for measuring was over."""
+    distinct: float
+    """Of its groups of four tokens in a row, the share that are different."""
+    loops: bool
+    """It ends by saying the same again and again."""
+
+
+def question_of(index: int, example: Example, encoded: Sequence[Encoded], tokenizer: Tokenizer) -> Question | None:
+    """The last thing that is to be answered in an example, or None where nothing is.
+
+    :param encoded: the example as it is learned from: what stands before the last learned tokens is the very prompt that
+        serving sees.
+    """
+    if isinstance(example, Labelled) or not encoded:
+        return None
+    token_ids, start, stop = encoded[0].token_ids, *_last_learned(encoded[0].learned)
+    if isinstance(example, PlainText):
+        start = min(OPENING, len(token_ids) // 2)
+    answer = [int(token) for token in token_ids[start:stop] if int(token) not in tokenizer.stop_ids]
+    reference = tokenizer.decode(answer).strip()
+    if start < 1 or not reference:
+        return None
+    prompt = tuple(int(token) for token in token_ids[:start])
+    return Question(index, prompt, _shown(example) or tokenizer.decode(prompt), reference, len(answer))
+
+
+def answer_limit(questions: Sequence[Question]) -> int:
+    """Tokens that an answer may have: half as much again as the owner's longer answers."""
+    lengths = sorted(question.reference_tokens for question in questions)
+    long = lengths[int(0.95 * (len(lengths) - 1))] if lengths else 0
+    return min(max(long * 3 // 2 + 16, SHORTEST_LIMIT), LONGEST_LIMIT)
+
+
+def answer(
+    network: GPT, tokenizer: Tokenizer, questions: Sequence[Question], *, limit: int, deadline: float | None, most: int
+) -> list[Answer]:
+    """The likeliest answer to each question, in order, as many as the time allows, side by side.
+
+    :param limit: most tokens of an answer.
+    :param deadline: of ``time.monotonic()``. Then the answers that are being written are cut off, and no more are begun.
+    :param most: answers.
+    """
+    room = network.config.context_length
+    fitting = [question for question in questions if len(question.prompt_ids) + SHORTEST_LIMIT // 4 <= room][:most]
+    if not fitting:
+        return []
+    longest = min(room, max(len(question.prompt_ids) for question in fitting) + limit)
+    rows = min(_rows(network, longest), len(fitting))
+    answers: list[Answer] = []
+    runner = TorchRunner(network, 1 + rows * (1 + -(-longest // BLOCK)))
+    with Engine(runner, tokenizer, context_length=room, most_rows=rows) as engine:
+        for first in range(0, len(fitting), rows):
+            began = time.monotonic()
+            answers += _wave(engine, tokenizer, fitting[first : first + rows], limit, deadline)
+            took = time.monotonic() - began
+            if deadline is not None and time.monotonic() + took > deadline:
+                break
+    return answers
+
+
+def _rows(network: GPT, tokens: int) -> int:
+    config = network.config
+    size = network.embedding.weight.element_size()
+    per_token = 2 * config.layers * config.key_value_heads * config.head_size * size
+    return min(max(CACHE_BYTES // (per_token * tokens), 1), MOST_ROWS)
+
+
+def _wave(
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], limit: int, deadline: float | None
+) -> list[Answer]:
+    config = GenerationConfig(max_new_tokens=limit, temperature=0.0)
+    streams = [engine.submit(Request(question.prompt_ids, config)) for question in questions]
+    try:
+        return [_read(question, stream, tokenizer, deadline) for question, stream in zip(questions, streams, strict=True)]
+    finally:
+        for stream in streams:
+            stream.cancel()
+
+
+def _read(question: Question, stream: Stream, tokenizer: Tokenizer, deadline: float | None) -> Answer:
+    token_ids: list[int] = []
+    ended = "time"
+    for event in stream:
+        if isinstance(event, Failed):
+            raise event.error
+        if isinstance(event, Piece):
+            token_ids.append(event.token_id)
+        else:
+            ended, token_ids = event.generation.stop_reason, list(event.generation.token_ids)
+        if deadline is not None and time.monotonic() > deadline and ended == "time":
+            stream.cancel()
+    text = tokenizer.decode(token_ids).strip()
+    return Answer(
+        question.index, question.shown, question.reference, text, len(token_ids), ended, distinct_share(token_ids),
+        loops(token_ids),
+    )  # fmt: skip
+
+
+def _last_learned(learned: np.ndarray) -> tuple[int, int]:
+    """The last run of learned tokens, [start, stop); (0, 0) where nothing is learned."""
+    places = np.flatnonzero(learned)
+    if not len(places):
+        return 0, 0
+    breaks = np.flatnonzero(np.diff(places) > 1)
+    return int(places[breaks[-1] + 1] if len(breaks) else places[0]), int(places[-1]) + 1
+
+
+def _shown(example: Example) -> str:
+    match example:
+        case Completion(prompt=str(prompt)) | Preference(prompt=str(prompt)):
+            return prompt.strip()
+        case Chat(messages=messages) | Preference(prompt=tuple(messages)):
+            asked = [message.get("content") for message in messages if message.get("role") == "user"]
+            return asked[-1].strip() if asked and isinstance(asked[-1], str) else ""
+    return ""

@@ -1,0 +1,84 @@
+"""How well a network predicts general text that has nothing to do with anybody's examples, to see what it forgets."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from owngpt.evaluate.windows import windows
+from owngpt.finetune.report.losses import window_nats
+from owngpt.model.gpt import GPT
+from owngpt.text.tokenizer import Tokenizer
+
+GeneralLanguage = Literal["English", "Chinese"]
+FILES: dict[GeneralLanguage, str] = {"English": "general_english.txt", "Chinese": "general_chinese.txt"}
+SEPARATOR = "\n---\n"
+"""Between the texts of a file."""
+
+
+@dataclass(frozen=True)
+class GeneralLoss:
+    """What one of the general texts costs."""
+
+    language: GeneralLanguage
+    index: int
+    """Of the text in its language."""
+    nats: float
+    tokens: int
+    bytes: int
+    """Of its UTF-8 form."""
+
+
+def general_texts(language: GeneralLanguage) -> list[str]:
+    """Texts of many kinds, written for this purpose alone: no model has been trained on them."""
+    text = (Path(__file__).parent / FILES[language]).read_text(encoding="utf-8")
+    return [part.strip() for part in text.split(SEPARATOR)]
+
+
+def general_losses(network: GPT, tokenizer: Tokenizer, deadline: float | None) -> list[GeneralLoss]:
+    """The loss on each text, languages in turn, as many as the time allows.
+
+    Every token counts once, with at least half a context of history where its text has that. A text's first token is
+    predicted from the token that begins a text; where a tokenizer has none it costs ln V nats.
+    """
+    texts = _in_turn()
+    places, pieces = [], []
+    tokens, fixed = [], []
+    for place, (_, _, text) in enumerate(texts):
+        token_ids, start = tokenizer.encode(text), tokenizer.begin_of_text_id
+        tokens.append(len(token_ids))
+        fixed.append(math.log(network.config.vocab_size) if start is None else 0.0)
+        known = token_ids if start is None else [start, *token_ids]
+        length = network.config.context_length
+        for window in windows(known, context_length=length, stride=max(1, length // 2)):
+            places.append(place)
+            pieces.append(window)
+    sums, seen = [0.0] * len(texts), [0] * len(texts)
+    for index, nats in window_nats(network, pieces, deadline):
+        sums[places[index]] += nats
+        seen[places[index]] += 1
+    return [
+        GeneralLoss(language, index, sums[place] + fixed[place], tokens[place], len(text.encode("utf-8")))
+        for place, (language, index, text) in enumerate(texts)
+        if seen[place] == places.count(place)
+    ]
+
+
+def perplexity(losses: Sequence[GeneralLoss]) -> float:
+    """e^(mean loss of a token); it compares only with that of the same tokenizer."""
+    return math.exp(min(sum(loss.nats for loss in losses) / sum(loss.tokens for loss in losses), 700.0))
+
+
+def bits_per_byte(losses: Sequence[GeneralLoss]) -> float:
+    """Bits of the texts compressed by the network, over their bytes."""
+    return sum(loss.nats for loss in losses) / math.log(2) / sum(loss.bytes for loss in losses)
+
+
+def _in_turn() -> list[tuple[GeneralLanguage, int, str]]:
+    """(language, index, text): one of each language after the other."""
+    by_language = [[(language, index, text) for index, text in enumerate(general_texts(language))] for language in FILES]
+    longest = max(map(len, by_language))
+    return [texts[index] for index in range(longest) for texts in by_language if index < len(texts)]
