@@ -62,11 +62,21 @@ SAMPLING_FIELDS = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty
 """What a model folder's generation_config.json may set when it asks for sampling."""
 
 
-def load(path: str | Path, *, device: str | None = None, dtype: str = "auto", quantize: Quantize = "none") -> Model:
+def load(
+    path: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str | None = None,
+    dtype: str = "auto",
+    quantize: Quantize = "none",
+) -> Model:
     """Open a model.
 
-    :param path: a folder in the Hugging Face layout, written by OwnGPT or by others; a .gguf file; or the name under which a
-        model was pulled, see :func:`owngpt.formats.locate.locate`.
+    :param path: a folder in the Hugging Face layout, written by OwnGPT or by others; a .gguf file; the name under which a
+        model was pulled, see :func:`owngpt.formats.locate.locate`; or the folder of a LoRA adapter, which is opened over the
+        base that it names.
+    :param adapter: the folder of a LoRA adapter, to be merged into this model; its tokenizer and chat template, if it has
+        them, take the place of the model's.
     :param device: where to compute, as torch names it; by default the first GPU if there is one, else the CPU.
     :param dtype: what to compute in: float32, bfloat16, float16, or auto, which is what the weights are stored in.
     :param quantize: what writes: none computes in ``dtype``, int8 and int4 on smaller weights, auto on the fastest of all
@@ -75,7 +85,7 @@ def load(path: str | Path, *, device: str | None = None, dtype: str = "auto", qu
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-    source = _Source(locate(path), _device(device), DTYPES.get(dtype), quantize)
+    source = _Source(locate(path), None if adapter is None else locate(adapter), _device(device), DTYPES.get(dtype), quantize)
     if quantize != "none" and source.device.type == "cpu":
         return source.written_by_packed_weights()
     network, tokenizer, generation = source.open()
@@ -87,20 +97,21 @@ class _Source:
     """Where a model came from, so that what it needs later is read when it is needed."""
 
     path: Path
+    adapter: Path | None
     device: torch.device
     dtype: torch.dtype | None
     quantize: Quantize
 
     def open(self) -> tuple[GPT, Tokenizer, dict[str, Any]]:
         """Its network in the data type that was asked for, its tokenizer, its generation_config.json."""
-        network, tokenizer, generation = open_model(self.path, dtype=self.dtype, needs_tokenizer=False)
+        network, tokenizer, generation = open_model(self.path, dtype=self.dtype, needs_tokenizer=False, adapter=self.adapter)
         return network.to(self.device).eval(), tokenizer, generation
 
     def engine(self) -> LoadedEngine:
         """Its weights packed for the kernels of this machine, where they run."""
         from owngpt.engine.load import load_engine  # not at the top: looking at logits does not need it
 
-        return load_engine(self.path, quantize=self.quantize, dtype=self.dtype)
+        return load_engine(self.path, quantize=self.quantize, dtype=self.dtype, adapter=self.adapter)
 
     def written_by_packed_weights(self) -> Model:
         """A model whose network is read only when somebody asks for it."""
@@ -117,6 +128,7 @@ def evaluate(
     context_length: int | None = None,
     stride: int | None = None,
     dtype: str = "float32",
+    adapter: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Score:
     """Score a model on files it never saw, with a sliding window.
@@ -125,18 +137,29 @@ def evaluate(
     :param context_length: tokens of a window, by default the model's context length.
     :param stride: tokens between windows, by default half of the window.
     :param dtype: what a model that is named is computed in; float32 is exact, bfloat16 faster, auto as it is stored.
+    :param adapter: the folder of a LoRA adapter to merge into a model that is named.
     :param progress: called with the number of tokens scored so far.
     :returns: bits per byte, perplexity and the counts they rest on.
     """
     from owngpt.evaluate.files import score_files  # not at the top: loading a model does not need it
 
-    model = model if isinstance(model, Model) else load(model, dtype=dtype)
+    if isinstance(model, Model) and adapter is not None:
+        raise UsageError("adapter is given for a model that is open already; give it to owngpt.load()")
+    model = model if isinstance(model, Model) else load(model, dtype=dtype, adapter=adapter)
     paths = [data] if isinstance(data, str | Path) else list(data)
     return score_files(model.network, model.tokenizer, paths, context_length=context_length, stride=stride, progress=progress)
 
 
-def export(model: str | Path, *, format: Format, output: str | Path, dtype: str | None = None, force: bool = False) -> Export:
-    """Write a model for other programs.
+def export(
+    model: str | Path,
+    *,
+    format: Format,
+    output: str | Path,
+    dtype: str | None = None,
+    force: bool = False,
+    adapter: str | Path | None = None,
+) -> Export:
+    """Write a model for other programs; an adapter is merged into its base.
 
     :param model: what :func:`load` takes.
     :param format: hf, a folder that transformers opens; gguf, one file for llama.cpp; ollama, a GGUF with its Modelfile.
@@ -144,6 +167,7 @@ def export(model: str | Path, *, format: Format, output: str | Path, dtype: str 
     :param dtype: hf: float32, bfloat16 or float16, by default as the model is stored; gguf and ollama: float32, float16,
         bfloat16, q8_0 or q4_0, by default q8_0.
     :param force: replace what is there.
+    :param adapter: the folder of a LoRA adapter to merge into the model.
     :returns: the files written, and in sentences what is not quite as asked.
     :raises UsageError: an unknown format or dtype, or the output is there already.
     :raises ModelFolderError: the format cannot hold this model; the message says why.
@@ -153,7 +177,7 @@ def export(model: str | Path, *, format: Format, output: str | Path, dtype: str 
     check_output(format, Path(output), force=force)
     found = locate(model)
     family = load_family(found).model_type
-    network, tokenizer, generation = open_model(found, dtype=None)
+    network, tokenizer, generation = open_model(found, dtype=None, adapter=None if adapter is None else locate(adapter))
     return export_model(
         network, tokenizer, format=format, output=output, dtype=dtype, force=force, generation=generation, family=family
     )

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import save_file
 
 from owngpt.config.generation import GenerationConfig
-from owngpt.engine.adapters import merge_adapter
 from owngpt.engine.engine import Engine
 from owngpt.engine.packing import pack_model, recordable
 from owngpt.engine.request import Request
 from owngpt.engine.runner import PackedRunner, Part, Runner
 from owngpt.engine.torch_runner import TorchRunner
 from owngpt.errors import ModelFolderError, UsageError
+from owngpt.formats.merging import merge_adapter
 from owngpt.formats.peft import load_adapter
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+import owngpt
 from owngpt.errors import ModelFolderError
 from owngpt.formats.folder import load_config, load_weights
 from owngpt.formats.merging import merge_adapter
@@ -95,6 +97,19 @@ def test_scale_rank_and_choice_of_layers_are_theirs(tmp_path: Path, settings: di
     merge_adapter(model, load_adapter(tmp_path / "adapter", config))
     with torch.no_grad():
         torch.testing.assert_close(model.logits(torch.arange(20)[None]), theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_an_export_gives_the_logits_of_merge_and_unload(tmp_path: Path) -> None:
+    write(tmp_path, "llama")
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    theirs = peft.PeftModel.from_pretrained(base, tmp_path / "adapter").merge_and_unload().eval()
+    words = tokenizers.models.WordLevel({"a": 0, "b": 1, "<|endoftext|>": 2}, "a")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "adapter" / "tokenizer.json"))
+    owngpt.export(tmp_path / "base", format="hf", output=tmp_path / "plain", adapter=tmp_path / "adapter")
+    ours = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

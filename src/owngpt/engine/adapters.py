@@ -6,18 +6,18 @@ pass stays the one in ``model/``, whatever kind of layer it runs on; rows withou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from threading import Lock
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from owngpt.engine.packing import PackedGatedMLP
+from owngpt.errors import UsageError
 from owngpt.formats.peft import Adapter, LowRankUpdate
 from owngpt.kernels import packed, tape
 from owngpt.kernels.packed import PackedWeight
@@ -55,8 +55,15 @@ class AdapterBank:
         self.lock = Lock()
 
     def load(self, name: str, adapter: Adapter) -> None:
-        """Take an adapter under a name that is free."""
+        """Take an adapter under a name that is free.
+
+        :raises UsageError: it changes the lengths of weights (DoRA), which cannot be added to what a layer gives.
+        """
         assert name not in self._prepared
+        if any(update.magnitude is not None for update in adapter.values()):
+            raise UsageError(
+                f"the adapter {name} is a DoRA adapter, which cannot run beside others; merge it into a model of its own"
+            )
         prepared = {layer: self._prepare(update) for layer, update in adapter.items()}
         with self.lock:
             for layer in set(prepared) - self._hooked:
@@ -141,13 +148,3 @@ def spans_of(adapters: Sequence[str | None], counts: Sequence[int]) -> list[Span
             spans.append(Span(adapter, start, count))
         start += count
     return spans
-
-
-@torch.no_grad()
-def merge_adapter(model: GPT, adapter: Mapping[str, LowRankUpdate]) -> None:
-    """Add an adapter to a model's own weights, for a program that needs no other; sums are rounded once, to the weight's type."""
-    for layer, update in adapter.items():
-        weight = model.get_submodule(layer).weight
-        assert isinstance(weight, Tensor)
-        merged = weight.float() + (update.up @ update.down).to(weight.device)
-        weight.copy_(merged)

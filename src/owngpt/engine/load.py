@@ -130,36 +130,41 @@ def load_engine(
     dtype: torch.dtype | None = None,
     memory: int | None = None,
     most_rows: int = 64,
+    adapter: str | Path | None = None,
 ) -> LoadedEngine:
-    """Open a model folder or GGUF file for inference on the CPU. Weights are packed as they are read; none is held twice.
+    """Open a model for inference on the CPU. Weights are packed as they are read; none is held twice.
 
+    :param path: a model folder, a GGUF file, or an adapter's folder.
     :param quantize: see :func:`open_engine`.
     :param dtype: float32 asks for PyTorch's exact float32; otherwise the fastest way is taken.
     :param memory: see :func:`open_engine`.
     :param most_rows: see :func:`open_engine`.
+    :param adapter: merged into the weights, see :func:`owngpt.formats.folder.open_model`.
     :raises ModelFolderError: see :func:`owngpt.formats.folder.open_model`.
     """
     _check(quantize, memory, most_rows)
     path, packer, hindrance, reason = Path(path), None, "float32 was asked for", ""
+    key = ""
     exact = dtype == torch.float32 and quantize in ("auto", "none")
 
     def prepare(config: GPTConfig) -> Packer | None:
-        nonlocal packer, hindrance, reason
+        nonlocal packer, hindrance, reason, key
         found = hindrance if exact else recordable(config)
         if found is not None:
             hindrance = found
             return None
-        kind, reason = _kind(quantize, quality.file_key(path))
+        key = quality.file_key(path, None if adapter is None else Path(adapter))
+        kind, reason = _kind(quantize, key)
         packer = Packer(config, kind, keep_groups=quantize == "auto")
         return packer
 
-    model, tokenizer, generation = open_model(path, dtype=dtype if exact else None, prepare=prepare)
+    model, tokenizer, generation = open_model(path, dtype=dtype if exact else None, prepare=prepare, adapter=adapter)
     if packer is None:
         engine = _torch_engine(model, tokenizer, hindrance, quantize, memory, most_rows)
     else:
         if packer.kind != "bf16" and reason == UNMEASURED:
             reason = "as the file has them"
-        engine = _packed_engine(packer.install(model), tokenizer, packer.kind, reason, quality.file_key(path), memory, most_rows)
+        engine = _packed_engine(packer.install(model), tokenizer, packer.kind, reason, key, memory, most_rows)
     return LoadedEngine(engine, tokenizer, generation, engine.model_config)
 
 

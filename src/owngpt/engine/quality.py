@@ -20,7 +20,9 @@ from torch.nn.functional import cross_entropy
 from owngpt.engine import records
 from owngpt.engine.packing import requantized
 from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory, Segment
+from owngpt.formats.adapted import stack_of
 from owngpt.formats.folder import CONFIG_FILE
+from owngpt.formats.peft import CONFIG_FILE as ADAPTER_FILE
 from owngpt.kernels.packed import Kind
 from owngpt.kernels.tape import BufferPool, Tape
 from owngpt.model.gpt import GPT
@@ -111,11 +113,11 @@ def measure(model: GPT, tokenizer: Tokenizer, *, wait: Callable[[], None] = lamb
 # Remembering
 
 
-def file_key(path: Path) -> str:
-    """A fingerprint of a model folder's or GGUF file's weights: sizes, and the bytes at the beginning and end of each file."""
-    files = [path] if path.is_file() else sorted((*path.glob("*.safetensors"), *path.glob("*.gguf"), *path.glob(CONFIG_FILE)))
+def file_key(path: Path, adapter: Path | None = None) -> str:
+    """A fingerprint of a model's weights, those of adapters too: sizes, and the bytes at the beginning and end of each file."""
+    stack = stack_of(path, adapter)
     digest = _digest()
-    for file in files:
+    for file in (file for place in (stack.base, *stack.adapters) for file in _weight_files(place)):
         size = file.stat().st_size
         digest.update(str(size).encode())
         with file.open("rb") as stream:
@@ -123,6 +125,11 @@ def file_key(path: Path) -> str:
             stream.seek(max(0, size - SAMPLE_BYTES))
             digest.update(stream.read(SAMPLE_BYTES))
     return digest.hexdigest()[:24]
+
+
+def _weight_files(path: Path) -> list[Path]:
+    patterns = ("*.safetensors", "*.gguf", CONFIG_FILE, ADAPTER_FILE)
+    return [path] if path.is_file() else sorted(file for pattern in patterns for file in path.glob(pattern))
 
 
 def model_key(model: GPT) -> str:

@@ -18,11 +18,13 @@ from torch import Tensor
 from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, sync_file, sync_folder
 from owngpt.errors import ModelFolderError, UsageError
 from owngpt.families import Family, family_for, family_named
+from owngpt.formats.adapted import Stack, stack_of
+from owngpt.formats.merging import merge_adapter, merging
 from owngpt.formats.tensor_files import INDEX_FILE, WEIGHTS_FILE, TensorFiles
-from owngpt.formats.weights import Prepare, export_state, load_state, stored_dtype
+from owngpt.formats.weights import Prepare, Take, export_state, load_state, stored_dtype
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
-from owngpt.text.templates import TEMPLATE_FILE, TEMPLATE_FOLDER
+from owngpt.text.templates import TEMPLATE_FILE, TEMPLATE_FOLDER, read_templates
 from owngpt.text.tokenizer import TOKENIZER_FILE, NoTokenizer, Tokenizer
 
 CONFIG_FILE = "config.json"
@@ -102,7 +104,7 @@ def _publish(staging: Path, folder: Path) -> list[Path]:
 
 
 def load_model(path: str | Path, *, dtype: torch.dtype | None = torch.float32) -> tuple[GPT, Tokenizer]:
-    """Open a model: a folder, ours or of a family that we know, or a GGUF file.
+    """Open a model: a folder, ours or of a family that we know, a GGUF file, or an adapter's folder.
 
     :param dtype: of the parameters in memory, whatever the file holds; None leaves them as most of them are stored, and in
         the mapped file where that is possible.
@@ -131,13 +133,57 @@ def open_model(
     dtype: torch.dtype | None = torch.float32,
     prepare: Prepare | None = None,
     needs_tokenizer: bool = True,
+    adapter: str | Path | None = None,
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """What :func:`load_model` gives, and the content of generation_config.json, {} where there is none.
 
     :param prepare: says what becomes of each tensor, see :data:`owngpt.formats.weights.Prepare`.
     :param needs_tokenizer: refuse a folder without one; else text is refused when somebody gives it.
+    :param adapter: a LoRA adapter's folder; it is merged into the weights, and its tokenizer, if it has one, takes the place
+        of the model's. A ``path`` that is an adapter itself is opened over the base that it names.
     """
-    path = Path(path)
+    stack = stack_of(Path(path), None if adapter is None else Path(adapter))
+    if stack.adapters:
+        return _open_adapted(stack, dtype, prepare, needs_tokenizer)
+    return _open_plain(stack.base, dtype, prepare, needs_tokenizer)
+
+
+def _open_adapted(
+    stack: Stack, dtype: torch.dtype | None, prepare: Prepare | None, needs_tokenizer: bool
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """Weights are merged before ``prepare``'s taker has them, or else where they lie, so that none is held twice."""
+    taken = False
+
+    def prepare_merged(config: GPTConfig) -> Take | None:
+        nonlocal taken
+        take = prepare(config) if prepare is not None else None
+        taken = take is not None
+        return None if take is None else merging(take, stack.updates(config))
+
+    owns_tokenizer = any((folder / TOKENIZER_FILE).is_file() for folder in stack.adapters)
+    model, tokenizer, generation = _open_plain(stack.base, dtype, prepare_merged, needs_tokenizer and not owns_tokenizer)
+    if not taken:
+        for update in stack.updates(model.config):
+            merge_adapter(model, update)
+    for folder in stack.adapters:
+        tokenizer = _tokenizer_over(folder, tokenizer)
+        _check_vocabulary(folder, tokenizer, model.config)
+        generation = load_generation_settings(folder) or generation
+    return model, tokenizer, generation
+
+
+def _tokenizer_over(adapter: Path, tokenizer: Tokenizer) -> Tokenizer:
+    """An adapter's own tokenizer and chat template; what it has not is the base's."""
+    if (adapter / TOKENIZER_FILE).is_file():
+        own = Tokenizer.load(adapter)
+        return own if own.chat_template else own.with_chat_template(tokenizer.chat_template)
+    template, _ = read_templates(adapter, None)
+    return tokenizer.with_chat_template(template) if template and not isinstance(tokenizer, NoTokenizer) else tokenizer
+
+
+def _open_plain(
+    path: Path, dtype: torch.dtype | None, prepare: Prepare | None, needs_tokenizer: bool
+) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     if (file := gguf_file(path)) is not None:
         from owngpt.formats.gguf import load_gguf  # not at the top: it is built on this file, and folders do not need it
 
@@ -145,12 +191,16 @@ def open_model(
     config = load_config(path)
     known = needs_tokenizer or (path / TOKENIZER_FILE).is_file()
     tokenizer = Tokenizer.load(path) if known else NoTokenizer(path)
+    _check_vocabulary(path, tokenizer, config)
+    return load_weights(path, config, dtype=dtype, prepare=prepare), tokenizer, load_generation_settings(path)
+
+
+def _check_vocabulary(path: Path, tokenizer: Tokenizer, config: GPTConfig) -> None:
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "
             "they do not belong together"
         )
-    return load_weights(path, config, dtype=dtype, prepare=prepare), tokenizer, load_generation_settings(path)
 
 
 def gguf_file(path: Path) -> Path | None:
@@ -205,11 +255,11 @@ def assembled(config: GPTConfig, state: Mapping[str, Tensor]) -> GPT:
 
 
 def load_family(path: str | Path) -> Family:
-    """The layout of a model folder or GGUF file.
+    """The layout of a model folder or GGUF file, for an adapter that of its base.
 
     :raises ModelFolderError: config.json is missing or damaged, or names a layout that is not implemented.
     """
-    path = Path(path)
+    path = stack_of(Path(path)).base
     if (file := gguf_file(path)) is not None:
         from owngpt.formats.gguf import load_gguf_config
 
@@ -218,11 +268,11 @@ def load_family(path: str | Path) -> Family:
 
 
 def load_config(path: str | Path) -> GPTConfig:
-    """The configuration of a model folder or GGUF file.
+    """The configuration of a model folder or GGUF file, for an adapter that of its base.
 
     :raises ModelFolderError: config.json is missing, damaged, or asks for something that is not implemented.
     """
-    path = Path(path)
+    path = stack_of(Path(path)).base
     if (file := gguf_file(path)) is not None:
         from owngpt.formats.gguf import load_gguf_config
 
