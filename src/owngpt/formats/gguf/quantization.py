@@ -65,19 +65,28 @@ def in_groups(data: Bytes, kind: GGMLQuantizationType, shape: tuple[int, ...]) -
     if kind not in (GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q8_0) or len(shape) != 2:
         return None
     block, width = GGML_QUANT_SIZES[kind]
-    numbers_end = {GGMLQuantizationType.Q4_1: 4}.get(kind, 2)
     blocks = torch.from_numpy(data.reshape(shape[0], shape[1] // block, width))
-    numbers = blocks[..., :numbers_end].contiguous().view(torch.float16)
-    packed = blocks[..., numbers_end:]
-    factors = numbers[..., 0].contiguous()
+    halves = blocks.view(torch.int16)
+    factors = halves[..., 0].contiguous().view(torch.float16)
     if kind == GGMLQuantizationType.Q8_0:
-        return packed.contiguous().view(torch.int8).view(shape), factors, None
-    quants = torch.empty(*packed.shape[:2], 32, dtype=torch.uint8)
-    torch.bitwise_and(packed, 15, out=quants[..., :16])
-    torch.bitwise_right_shift(packed, 4, out=quants[..., 16:])
-    quants = quants.view(shape)
-    offsets = numbers[..., 1].contiguous() if kind == GGMLQuantizationType.Q4_1 else -8 * factors
-    return (quants, factors, offsets) if bool(offsets.isfinite().all()) else None
+        return halves[..., 1:].contiguous().view(torch.int8).view(shape), factors, None
+    if kind == GGMLQuantizationType.Q4_1:
+        quants, offsets = _nibbles(blocks.view(torch.int32)[..., 1:]), halves[..., 1].contiguous().view(torch.float16)
+    else:
+        quants, offsets = _nibbles(halves[..., 1:]), -8 * factors
+    return (quants.view(shape), factors, offsets) if bool(offsets.isfinite().all()) else None
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    """Sixteen bytes to a block (..., n) → 32 values (..., 32) uint8: the low halves, then the high ones. The elements may be of
+    several bytes, which are then taken together."""
+    count = packed.shape[-1]
+    mask = int.from_bytes(b"\x0f" * packed.element_size(), "little")
+    values = packed.new_empty(*packed.shape[:-1], 2 * count)
+    torch.bitwise_and(packed, mask, out=values[..., :count])
+    torch.bitwise_right_shift(packed, 4, out=values[..., count:])
+    values[..., count:] &= mask
+    return values.view(torch.uint8)
 
 
 def quantize(values: Tensor, kind: GGMLQuantizationType) -> NDArray[np.generic]:
