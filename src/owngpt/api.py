@@ -69,6 +69,8 @@ def load(
     device: str | None = None,
     dtype: str = "auto",
     quantize: Quantize = "none",
+    speculate: bool = False,
+    draft: str | Path | None = None,
 ) -> Model:
     """Open a model.
 
@@ -81,11 +83,15 @@ def load(
     :param dtype: what to compute in: float32, bfloat16, float16, or auto, which is what the weights are stored in.
     :param quantize: what writes: none computes in ``dtype``, int8 and int4 on smaller weights, auto on the fastest of all
         that write nearly as well (perplexity less than one percent higher). :meth:`Model.logits` is never quantized.
+    :param speculate: guess tokens from what the text has already and check several in one step, where that pays.
+    :param draft: a small model with the same tokenizer, which guesses too; it implies ``speculate``.
+    :raises UsageError: an option is out of range, or the draft model has another tokenizer.
     :raises ModelFolderError: when something is missing, damaged or does not fit together.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise UsageError(f"unknown dtype {dtype!r}; choose auto, {', '.join(DTYPES)}")
-    source = _Source(locate(path), None if adapter is None else locate(adapter), _device(device), DTYPES.get(dtype), quantize)
+    adapter, draft = (None if given is None else locate(given) for given in (adapter, draft))
+    source = _Source(locate(path), adapter, _device(device), DTYPES.get(dtype), quantize, speculate or draft is not None, draft)
     if quantize != "none" and source.device.type == "cpu":
         return source.written_by_packed_weights()
     network, tokenizer, generation = source.open()
@@ -101,6 +107,8 @@ class _Source:
     device: torch.device
     dtype: torch.dtype | None
     quantize: Quantize
+    speculate: bool
+    draft: Path | None
 
     def open(self) -> tuple[GPT, Tokenizer, dict[str, Any]]:
         """Its network in the data type that was asked for, its tokenizer, its generation_config.json."""
@@ -113,9 +121,18 @@ class _Source:
 
         return load_engine(self.path, quantize=self.quantize, dtype=self.dtype, adapter=self.adapter)
 
+    def guessing(self, engine: Engine, tokenizer: Tokenizer) -> Engine:
+        """The engine, with the guesses that were asked for."""
+        if self.speculate:
+            from owngpt.engine.guessing import speculation_with  # not at the top, as above
+
+            engine.guess_with(speculation_with(self.draft, tokenizer, device=self.device, dtype=self.dtype))
+        return engine
+
     def written_by_packed_weights(self) -> Model:
         """A model whose network is read only when somebody asks for it."""
         loaded = self.engine()
+        self.guessing(loaded.engine, loaded.tokenizer)
         return Model(
             None, loaded.tokenizer, generation=loaded.generation, source=self, engine=loaded.engine, config=loaded.config
         )
@@ -228,6 +245,8 @@ class Model:
         """What writes: many requests at once, see :class:`owngpt.engine.engine.Engine`."""
         if self._engine is None:
             self._engine = self._made_engine()
+            if self._source is not None:
+                self._source.guessing(self._engine, self.tokenizer)
             weakref.finalize(self, self._engine.close)
         return self._engine
 

@@ -49,8 +49,8 @@ def runners(config: GPTConfig, blocks: int) -> list[Runner]:
 
 
 def greedy(tokens: int, on_full: str = "roll", prompt: tuple[int, ...] = PROMPT) -> Request:
-    config = GenerationConfig(max_new_tokens=tokens, temperature=0.0)
-    return Request(prompt, config, end_ids=frozenset(), on_full=on_full)  # type: ignore[arg-type]
+    config = GenerationConfig(max_new_tokens=tokens, temperature=0.0, on_full=on_full)  # type: ignore[arg-type]
+    return Request(prompt, config, end_ids=frozenset())
 
 
 def rolled_by_hand(model: GPT, prompt: tuple[int, ...], count: int, context: int) -> list[int]:
@@ -105,11 +105,10 @@ def test_what_cannot_roll_is_refused_and_limits_of_positions_are_said() -> None:
     with Engine(runner, TOKENIZER, context_length=12) as engine, pytest.raises(UsageError, match="it takes 16"):
         engine.submit(greedy(10, prompt=(30,)))
     with Engine(runner, TOKENIZER, context_length=64) as engine:
-        with pytest.raises(UsageError, match="must be stop or roll"):
-            engine.submit(greedy(10, "fall"))
-        beams = GenerationConfig(max_new_tokens=4, num_beams=2)
-        with pytest.raises(UsageError, match="beam search cannot roll"):
-            engine.submit(Request(PROMPT, beams, on_full="roll"))
+        with pytest.raises(UsageError, match="must be one of: stop, roll"):
+            greedy(10, "fall")
+        with pytest.raises(UsageError, match="beams cannot roll"):
+            GenerationConfig(max_new_tokens=4, num_beams=2, on_full="roll")
         with pytest.raises(UsageError, match="leaves room for at most 63"):
             engine.submit(greedy(10, prompt=PROMPT * 3))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ CONFIG = GPTConfig(
 SIZES = {"q_proj": (64, 64), "k_proj": (32, 64), "v_proj": (32, 64), "o_proj": (64, 64), "down_proj": (64, 96)}
 
 
-def base_model(seed: int = 0) -> GPT:
+def base_model(seed: int = 0, vocabulary: int = CONFIG.vocab_size) -> GPT:
     """Random weights that have opinions."""
-    model = GPT(CONFIG, generator=torch.Generator().manual_seed(seed)).eval()
+    model = GPT(replace(CONFIG, vocab_size=vocabulary), generator=torch.Generator().manual_seed(seed)).eval()
     for parameter in model.parameters():
         if parameter.dim() > 1:
             parameter.data *= 5
@@ -34,7 +35,7 @@ def base_model(seed: int = 0) -> GPT:
 
 def write_base(folder: Path, seed: int = 0, *, dtype: str = "float32", tokenizer: Tokenizer = TOKENIZER) -> Path:
     """A model folder."""
-    save_model(folder, base_model(seed), tokenizer, dtype=dtype)
+    save_model(folder, base_model(seed, tokenizer.vocab_size), tokenizer, dtype=dtype)
     return folder
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from owngpt.cli import output
-from owngpt.cli.options import DType, Quantize, options_of, quantize_for
+from owngpt.cli.options import AdapterFolder, Draft, DType, Quantize, Speculate, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import OwnGPTError, UsageError
 from owngpt.kernels.startup import hasten
@@ -36,15 +36,18 @@ def chat(
     *,
     system: str | None = None,
     options: ChatOptions = None,
+    adapter: AdapterFolder = None,
     quantize: Quantize = "auto",
     dtype: DType = "auto",
+    speculate: Speculate = False,
+    draft: Draft = None,
 ) -> None:
     """Talk to a model.
 
     Parameters
     ----------
     model
-        A model folder, a .gguf file or the name of a pulled model.
+        A model folder, an adapter's folder, a .gguf file, or the name of a pulled model.
     system
         How the model should behave, for models with a chat template.
     quantize
@@ -58,7 +61,9 @@ def chat(
     hasten("inference")
     from owngpt import api
 
-    loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)
+    loaded = api.load(
+        model, adapter=adapter, quantize=quantize_for(quantize, dtype), dtype=dtype, speculate=speculate, draft=draft
+    )
     Conversation(loaded, options, system).run()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from owngpt.cli import output
-from owngpt.cli.options import DType, Json
+from owngpt.cli.options import AdapterFolder, DType, Json
 from owngpt.config.checks import at_least
 
 
@@ -19,6 +19,7 @@ def evaluate(
     data: Annotated[list[Path], Parameter(consume_multiple=True, negative_iterable=())],
     context_length: int | None = None,
     stride: int | None = None,
+    adapter: AdapterFolder = None,
     dtype: DType = "float32",
     json: Json = False,
 ) -> dict[str, Any] | None:
@@ -27,7 +28,7 @@ def evaluate(
     Parameters
     ----------
     model
-        A model folder, a .gguf file, or the name of a model that was pulled.
+        A model folder, an adapter's folder, a .gguf file, or the name of a model that was pulled.
     data
         Files or folders to score, as many as there are.
     context_length
@@ -45,7 +46,7 @@ def evaluate(
 
     with output.counter("tokens scored") as progress:
         score = api.evaluate(
-            model, data=data, context_length=context_length, stride=stride, dtype=dtype, progress=progress
+            model, data=data, context_length=context_length, stride=stride, dtype=dtype, adapter=adapter, progress=progress
         ).to_dict()
     if json:
         return score

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from owngpt.cli.options import DType, Json, Quantize, options_of, quantize_for
+from owngpt.cli.options import AdapterFolder, Draft, DType, Json, Quantize, Speculate, options_of, quantize_for
 from owngpt.config.generation import GenerationConfig
 from owngpt.errors import UsageError
 from owngpt.kernels.startup import hasten
@@ -21,8 +21,11 @@ def generate(
     *,
     prompt: Annotated[str | None, Parameter(alias="-p", show_default=False)] = None,
     options: GenerationOptions = None,
+    adapter: AdapterFolder = None,
     quantize: Quantize = "auto",
     dtype: DType = "auto",
+    speculate: Speculate = False,
+    draft: Draft = None,
     json: Json = False,
 ) -> dict[str, Any] | None:
     """Let a model write, token by token as it thinks.
@@ -30,7 +33,7 @@ def generate(
     Parameters
     ----------
     model
-        A model folder, a .gguf file, or the name of a model that was pulled.
+        A model folder, an adapter's folder, a .gguf file, or the name of a model that was pulled.
     prompt
         The text to continue; without it, what is piped in.
     quantize
@@ -45,7 +48,9 @@ def generate(
     hasten("inference")
     from owngpt import api
 
-    loaded = api.load(model, quantize=quantize_for(quantize, dtype), dtype=dtype)
+    loaded = api.load(
+        model, adapter=adapter, quantize=quantize_for(quantize, dtype), dtype=dtype, speculate=speculate, draft=draft
+    )
     if json:
         return {"model": model, "prompt": text, "generations": loaded.generations(text, **options)}
     if settings.num_return_sequences > 1 or settings.num_beams > 1:

@@ -13,6 +13,20 @@ Json = Annotated[bool, Parameter(show_default=False, help="Print one JSON object
 Quiet = Annotated[bool, Parameter(show_default=False, help="No progress on stderr.")]
 
 
+AdapterFolder = Annotated[
+    str | None, Parameter(name="--adapter", show_default=False, help="The folder of a LoRA adapter to put over the model.")
+]
+Speculate = Annotated[
+    bool,
+    Parameter(
+        show_default=False,
+        help="Guess tokens from what the text has already and check several at once; stops by itself where that does not pay.",
+    ),
+]
+Draft = Annotated[
+    str | None,
+    Parameter(show_default=False, help="A small model with the same tokenizer that guesses tokens; it implies --speculate."),
+]
 Quantize = Literal["auto", "none", "int8", "int4"]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 

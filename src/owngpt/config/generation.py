@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from owngpt.config.checks import at_least, option, within
+from owngpt.config.checks import at_least, one_of, option, within
 from owngpt.errors import UsageError
 
 MAX_SEED = 2**63 - 1
@@ -57,6 +57,8 @@ class GenerationConfig:
     """Stop before this text; may be given several times."""
     stop_token_ids: tuple[int, ...] = ()
     """Stop before this token; may be given several times."""
+    on_full: Literal["stop", "roll"] = "stop"
+    """When the text fills the model's context: stop it, or roll: write on with its first tokens and its latest half in sight."""
     ignore_end: bool = False
     """Write on after a token that ends the text, until another limit."""
     log_probabilities: int | None = None
@@ -121,6 +123,11 @@ class GenerationConfig:
             within("logit_bias", bias, -100, 100)
 
     def _check_ends(self) -> None:
+        one_of("on_full", self.on_full, ("stop", "roll"))
+        if self.on_full == "roll" and self.num_beams > 1:
+            raise UsageError(
+                f"--on-full is roll and --num-beams is {self.num_beams}; beams cannot roll: use --on-full stop or --num-beams 1"
+            )
         _at_most("stop", len(self.stop), MOST_STOPS, "texts")
         _at_most("stop_token_ids", len(self.stop_token_ids), MOST_STOPS, "tokens")
         if any(not text for text in self.stop):

@@ -37,11 +37,7 @@ def checked_prompt(request: Request, tokenizer: Tokenizer, context_length: int, 
 
 
 def _check_roll(request: Request, context_length: int) -> None:
-    if request.on_full not in ("stop", "roll"):
-        raise UsageError(f"on_full is {request.on_full!r}; it must be stop or roll")
-    if request.on_full == "roll" and request.config.num_beams > 1:
-        raise UsageError(f"on_full is roll and num_beams is {request.config.num_beams}; a beam search cannot roll: use stop")
-    if request.on_full == "roll" and context_length < SHORTEST_TO_ROLL:
+    if request.config.on_full == "roll" and context_length < SHORTEST_TO_ROLL:
         raise UsageError(f"on_full is roll and the context has {context_length} tokens; it takes {SHORTEST_TO_ROLL}: use stop")
 
 

@@ -165,6 +165,14 @@ class Engine:
             self._lock.notify()
         return stream
 
+    def guess_with(self, speculation: Speculation | None) -> None:
+        """From the next step on guess tokens so; what is written stays the same.
+
+        :param speculation: of no other engine; None guesses no more.
+        """
+        with self._lock:
+            self._speculation = speculation
+
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names of the loaded adapters."""
@@ -253,7 +261,7 @@ class Engine:
         return self.tokenizer.stop_ids if request.end_ids is None else request.end_ids
 
     def _text(self, request: Request, prompt_tokens: int) -> TextSequence:
-        rolls = request.on_full == "roll"
+        rolls = request.config.on_full == "roll"
         limit = request.config.max_new_tokens if rolls else self.context_length - prompt_tokens
         return TextSequence(self.tokenizer, request.config, self._end_ids(request), limit)
 

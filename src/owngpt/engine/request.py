@@ -5,13 +5,10 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.sequence import Generation
 from owngpt.errors import OwnGPTError
-
-OnFull = Literal["stop", "roll"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +21,6 @@ class Request:
     """Tokens that end a text; None takes the tokenizer's."""
     adapter: str | None = None
     """Name of a loaded adapter."""
-    on_full: OnFull = "stop"
-    """When the text fills the model's context: stop it, or roll: go on with its first tokens and its latest half in sight."""
 
 
 @dataclass(frozen=True)

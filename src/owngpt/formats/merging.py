@@ -7,14 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from owngpt.formats.peft import Adapter, LowRankUpdate
+from owngpt.formats.peft import Adapter
 from owngpt.formats.weights import GroupedTensor, Take
 from owngpt.model.gpt import GPT
-
-
-def merged(weight: Tensor, update: LowRankUpdate) -> Tensor:
-    """What a weight (out, in) is with an update. :returns: (out, in) float32, on the weight's device."""
-    return update.merged(weight)
 
 
 @torch.no_grad()
@@ -23,7 +18,7 @@ def merge_adapter(model: GPT, adapter: Adapter) -> None:
     for layer, update in adapter.items():
         weight = model.get_submodule(layer).weight
         assert isinstance(weight, Tensor)
-        weight.copy_(merged(weight, update))
+        weight.copy_(update.merged(weight))
 
 
 def merging(take: Take, adapters: Sequence[Adapter]) -> Take:
@@ -36,7 +31,7 @@ def merging(take: Take, adapters: Sequence[Adapter]) -> Take:
             return take(name, tensor)
         weight = tensor.floats() if isinstance(tensor, GroupedTensor) else tensor
         for update in updates:
-            weight = merged(weight, update)
+            weight = update.merged(weight)
         return take(name, weight)
 
     return taken
