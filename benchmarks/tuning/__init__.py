@@ -1,0 +1,1 @@
+"""The parts of benchmarks/finetune.py, one noun a file."""
