@@ -61,11 +61,12 @@ def question_of(index: int, example: Example, encoded: Sequence[Encoded], tokeni
     """The last thing that is to be answered in an example, or None where nothing is.
 
     :param encoded: the example as it is learned from: what stands before the last learned tokens is the very prompt that
-        serving sees.
+        serving sees. Of a preference the chosen answer comes first; of a chat the last answer comes last.
     """
     if isinstance(example, Labelled) or not encoded:
         return None
-    token_ids, start, stop = encoded[0].token_ids, *_last_learned(encoded[0].learned)
+    sequence = encoded[0 if isinstance(example, Preference) else -1]
+    token_ids, start, stop = sequence.token_ids, *_last_learned(sequence.learned)
     if isinstance(example, PlainText):
         start = min(OPENING, len(token_ids) // 2)
     answer = [int(token) for token in token_ids[start:stop] if int(token) not in tokenizer.stop_ids]

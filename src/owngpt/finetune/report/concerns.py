@@ -72,14 +72,15 @@ def concerns(
 
 
 def _masked(facts: RunFacts) -> Iterator[Concern]:
-    if facts.learned_tokens is None or not facts.tokens:
+    if facts.learned is None or not facts.tokens or facts.labelled:
         return
-    share = facts.learned_tokens / facts.tokens
-    if facts.learned_tokens == 0:
-        yield Concern(
-            "all masked", "Not one token of the examples was learned: all were masked.",
-            "Look at the examples with --show 3, and name the columns with --columns if answers were taken for prompts.",
-        )  # fmt: skip
+    share, examples = facts.learned / facts.tokens, facts.examples or 0
+    look = "Look at the examples with --show 3, and name the columns with --columns if answers were taken for prompts."
+    if facts.learned == 0:
+        yield Concern("all masked", "Not one token of the examples was learned: all were masked.", look)
+    elif facts.masked > MOST_LOST * (examples + facts.masked):
+        what = f"In {facts.masked:,} of {examples + facts.masked:,} examples nothing would have been learned; they were left out."
+        yield Concern("masked", what, look)
     elif share < LEAST_LEARNED:
         yield Concern(
             "nearly all masked", f"Only {share:.1%} of the tokens were learned; the others are prompts.",

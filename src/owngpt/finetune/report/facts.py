@@ -12,11 +12,16 @@ class RunFacts:
     """None or nothing where a run does not tell."""
 
     examples: int | None = None
-    """That were learned from."""
+    """Sequences that were learned from."""
     tokens: int = 0
-    learned_tokens: int | None = None
+    learned: int | None = None
+    """Tokens that are targets."""
+    labelled: int = 0
+    """Sequences with a label: nothing in them is a target."""
     dropped: int = 0
-    """Examples that were too long."""
+    """Sequences that were too long and left out."""
+    masked: int = 0
+    """Sequences left out because nothing in them would have been learned."""
     learning_rate: float | None = None
     lora: bool = False
     replay: float = 0.0
@@ -25,13 +30,15 @@ class RunFacts:
     @classmethod
     def of(cls, data: Mapping[str, Any], plan: Mapping[str, Any]) -> RunFacts:
         """
-        :param data: ``train``: of the store of examples, ``examples``, ``tokens``, ``learned_tokens``, ``dropped``.
-        :param plan: ``learning_rate``, ``lora``, ``replay``.
+        :param data: ``train``: what :class:`owngpt.finetune.overflow.StoreStats` says of the store that is learned from.
+        :param plan: what :class:`owngpt.finetune.plan.FinetunePlan` says; a plain ``learning_rate`` does, too.
         """
         train = data.get("train") or {}
+        course = plan.get("course") or {}
         return cls(
-            train.get("examples"), train.get("tokens") or 0, train.get("learned_tokens"), train.get("dropped") or 0,
-            plan.get("learning_rate"), bool(plan.get("lora")), float(plan.get("replay") or 0.0),
+            train.get("examples"), train.get("tokens") or 0, train.get("learned"), train.get("labelled") or 0,
+            _count(train.get("dropped")), _count(train.get("masked")), plan.get("learning_rate") or course.get("learning_rate"),
+            bool(plan.get("lora")), float(plan.get("replay") or 0.0),
         )  # fmt: skip
 
     @property
@@ -43,3 +50,8 @@ class RunFacts:
     def lower_rate(self) -> str:
         """A third of the learning rate as an option, where it is known."""
         return f" (--learning-rate {self.learning_rate / 3:.1g})" if self.learning_rate else ""
+
+
+def _count(tally: Any) -> int:
+    """Of a tally, or a plain number."""
+    return int(tally.get("count", 0)) if isinstance(tally, Mapping) else int(tally or 0)

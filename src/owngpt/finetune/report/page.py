@@ -20,6 +20,8 @@ LONGEST_CELL = 1200
 MOST_CLASSES = 12
 """Of a confusion matrix that is written as a table."""
 
+TOLD_ELSEWHERE = ("sentence", "reasons", "method")
+
 EXPLAINED = {
     "loss": "mean surprise at each token of the owner's answers, in nats",
     "loss of the chosen answers": "mean surprise at each of their tokens, in nats",
@@ -61,7 +63,7 @@ def page(
         _classes(comparison.confusion, pictures),
         _section("Loss while learning", _picture(pictures, "loss", "Training and held-out loss")),
         _answers(before.answers, after.answers),
-        _section("The run", _facts({"method": method, **_flat(plan)}), _facts(_flat(data))),
+        _section("The run", _reasons(plan), _facts({"method": method, **_flat(plan)}), _facts(_flat(data))),
         _section("How it was measured", _method(before, after)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -163,14 +165,18 @@ def _with_end(answer: Answer) -> str:
 def _method(before: Measurement, after: Measurement) -> str:
     return (
         f"{before.examples:,} held-out examples were never learned from. Both measurements are of the same examples and compared "
-        f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long. General text is "
-        f"built into OwnGPT: nobody has trained on it. Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s "
+        f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long. The general text is "
+        f"built into OwnGPT. Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s "
         "after. All numbers and answers are in `report.json`."
     )
 
 
 def _picture(pictures: Mapping[str, str], name: str, words: str) -> str:
     return f"![{words}]({pictures[name]})" if name in pictures else ""
+
+
+def _reasons(plan: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {_inline(str(reason))}" for reason in plan.get("reasons") or ())
 
 
 def _facts(values: Mapping[str, Any]) -> str:
@@ -184,6 +190,8 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Records within records on one level; lists of records are for the JSON."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
+        if name in TOLD_ELSEWHERE or (isinstance(value, float) and not math.isfinite(value)):
+            continue
         if isinstance(value, Mapping):
             flat.update(_flat(value, f"{prefix}{name}."))
         elif not (isinstance(value, list | tuple) and any(isinstance(item, Mapping | list) for item in value)):
