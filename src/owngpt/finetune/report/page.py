@@ -165,9 +165,10 @@ def _with_end(answer: Answer) -> str:
 def _method(before: Measurement, after: Measurement) -> str:
     return (
         f"{before.examples:,} held-out examples were never learned from. Both measurements are of the same examples and compared "
-        f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long. The general text is "
-        f"built into OwnGPT. Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s "
-        "after. All numbers and answers are in `report.json`."
+        f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long. "
+        "The general text is built into OwnGPT. "
+        f"Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s after. "
+        "All numbers and answers are in `report.json`."
     )
 
 
