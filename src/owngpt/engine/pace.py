@@ -12,7 +12,7 @@ from collections import deque
 LARGEST_PIECE = 512
 """Tokens of prompts in one step while nobody is writing."""
 TILE = 16
-SLOWDOWN = 1.7
+SLOWDOWN = 1.6
 """How much longer than a step of writers alone a step with a piece of a prompt may take."""
 CROWD = 2
 """When more texts than this wait for their first token, all are served sooner by letting them in at full speed: written side by

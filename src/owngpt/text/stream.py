@@ -37,6 +37,7 @@ def byte_of_symbol() -> dict[str, int]:
     return table
 
 
+@lru_cache(maxsize=1 << 16)
 def byte_level_bytes(token: str) -> bytes:
     """Bytes of a token of a byte-level vocabulary; an added token that is plain text stands for itself."""
     table = byte_of_symbol()
