@@ -157,8 +157,7 @@ def _cut(sequence: Encoded, limit: int, stats: StoreStats) -> Iterator[Encoded]:
     ids, learned = sequence.token_ids, sequence.learned
     if sequence.label >= 0:
         stats.shortened.add(sequence.origin)
-        kept = np.append(ids[: limit - 1], ids[-1])  # the token that ends the text stays
-        yield Encoded(kept, np.append(learned[: limit - 1], learned[-1]), sequence.origin, sequence.label)
+        yield Encoded(ids[:limit], learned[:limit], sequence.origin, sequence.label)
         return
     stats.split.add(sequence.origin)
     for start in range(0, len(ids) - 1, limit - 1):

@@ -22,6 +22,7 @@ from owngpt.finetune.spans import Span, join_turns, make_encoded
 from owngpt.finetune.turn import Turn, TurnEncoder
 from owngpt.text.chat import ChatTemplate
 from owngpt.text.conversation import encode_chat
+from owngpt.text.messages import REASONING_NAMES
 from owngpt.text.tokenizer import Tokenizer
 
 MOST_REFUSED_KEPT = 100
@@ -69,7 +70,7 @@ class Renderer:
         if self.template is None and not self.tokenizer.chat_template and not self.tokenizer.named_chat_templates:
             source, note = choose_template(self.tokenizer)
             self.tokenizer = self.tokenizer.with_chat_template(source)
-            self.notes.append(note)
+            self._note(note)
         return self.tokenizer
 
     # --- examples ---
@@ -135,15 +136,15 @@ class Renderer:
 
     def chat_prompt(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
         """What serving reads before it answers these messages (the renderer's system message added)."""
-        self.ensure_template()
-        options: dict[str, Any] = {"tools": list(tools) or None, "template": self.template, **self.variables}
+        options = self._options(tools)
         return encode_chat(self.tokenizer, self._with_system(messages), add_generation_prompt=True, **options).token_ids
 
     # --- kinds ---
 
     def _chat(self, example: Chat) -> list[Encoded]:
         messages = self._with_system(example.messages)
-        turns = self._turns(messages, example.tools, example.origin)
+        added = len(messages) - len(example.messages)
+        turns = self._turns(messages, [place + added for place in _answers(example.messages)], example.tools, example.origin)
         spans = join_turns(turns)
         self.separate_turns += max(len(spans) - 1, 0)
         return [make_encoded(span, example.origin) for span in spans]
@@ -166,7 +167,9 @@ class Renderer:
         if isinstance(example.prompt, str) or isinstance(answer, str):
             raise DataError(f"{example.origin}: prompt and answers are of two kinds; give texts or messages for all three")
         prompt = self._with_system(example.prompt)
-        spans = join_turns(self._turns([*prompt, *answer], example.tools, example.origin, first=len(prompt)))
+        messages = [*prompt, *self._with_system(answer)[-len(answer) :]]
+        places = [len(prompt) + place for place, message in enumerate(answer) if _is_learned(message)]
+        spans = join_turns(self._turns(messages, places, example.tools, example.origin))
         if len(spans) != 1:
             raise DataError(
                 f"{example.origin}: an answer has {len(spans)} turns that the chat template shows in {len(spans)} ways; "
@@ -182,27 +185,51 @@ class Renderer:
         if example.label not in self.labels:
             known = ", ".join(list(self.labels)[:10])
             raise UsageError(f"unknown label {example.label!r}; the training rows have: {known}")
-        ids = self.tokenizer.encode_prompt(example.text) + self._end()
+        ids = self.tokenizer.encode_prompt(example.text)  # as transformers' pipelines read it: the class shows at the last token
         return make_encoded(Span(ids, [False] * len(ids)), example.origin, self.labels[example.label])
 
     # --- parts ---
 
     def _turns(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], origin: Origin, first: int = 0
+        self, messages: Sequence[Message], places: Sequence[int], tools: Sequence[Mapping[str, Any]], origin: Origin
     ) -> list[Turn]:
-        """The assistant's turns from message ``first`` on, each behind what serving reads before it."""
-        self.ensure_template()
-        options: dict[str, Any] = {"tools": list(tools) or None, "template": self.template, **self.variables}
+        """The assistant's turns at these places, each behind what serving reads before it."""
+        options = self._options(tools)
+        self._check_shown(messages, tools, options["template"].source)
         encoder = TurnEncoder(self.tokenizer, options, self.stop_ids, self._end())
         try:
-            return [encoder.encode(messages, place) for place in _answers(messages) if place >= first]
+            return [encoder.encode(messages, place) for place in places]
         except (UsageError, ModelFolderError) as error:
             raise DataError(f"{origin}: {error}") from error
 
+    def _options(self, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the conversation is laid out with."""
+        self.ensure_template()
+        given = list(tools) or None
+        return {"tools": given, "template": self.template or ChatTemplate.of(self.tokenizer, tools=given), **self.variables}
+
+    def _check_shown(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], source: str) -> None:
+        """:raises UsageError: the template leaves out calls of tools, so that an empty answer would be learned."""
+        if "tool_call" not in source and any(message.get("tool_calls") for message in messages):
+            raise UsageError(
+                "the conversation calls a tool, which the chat template does not show; use a model whose template knows "
+                "tools, or leave these rows out"
+            )
+        if tools and "tools" not in source:
+            self._note("the chat template does not show the tools that rows describe")
+        if "thinking" not in source and "reasoning" not in source and any(_thought(message) for message in messages):
+            self._note("the chat template does not show the thoughts that rows hold, so they are not learned")
+
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
+        """The messages with the system's, as they go to the template: weights are for us."""
+        shown = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
         if self.system is None or (messages and messages[0].get("role") == "system"):
-            return list(messages)
-        return [{"role": "system", "content": self.system}, *messages]
+            return shown
+        return [{"role": "system", "content": self.system}, *shown]
 
     def _before_answer(self, example: Chat) -> tuple[Message, ...]:
         places = _answers(example.messages)
@@ -212,9 +239,7 @@ class Renderer:
         try:
             return [self.tokenizer.end_of_text_id]
         except ModelFolderError:
-            note = "the vocabulary has no end-of-text token, so the model cannot learn where to stop"
-            if note not in self.notes:
-                self.notes.append(note)
+            self._note("the vocabulary has no end-of-text token, so the model cannot learn where to stop")
             return []
 
     def _continuation(self, before: list[int], prompt: str, completion: str) -> list[int]:
@@ -228,11 +253,15 @@ class Renderer:
 
 
 def _answers(messages: Sequence[Message]) -> list[int]:
-    """Indices of the assistant's messages that are learned: not those of weight 0, as OpenAI's files have them, and not one
-    that opens a conversation, which answers nobody."""
+    """Indices of the assistant's messages that are learned; not of one that opens a conversation, which answers nobody."""
     opening = next((index for index, message in enumerate(messages) if message.get("role") != "system"), len(messages))
-    return [
-        index
-        for index, message in enumerate(messages)
-        if index > opening and message.get("role") == "assistant" and message.get("weight", 1) != 0
-    ]
+    return [index for index, message in enumerate(messages) if index > opening and _is_learned(message)]
+
+
+def _is_learned(message: Message) -> bool:
+    """Whether it is the assistant's, and not given the weight 0 as in OpenAI's files."""
+    return message.get("role") == "assistant" and message.get("weight", 1) != 0
+
+
+def _thought(message: Message) -> bool:
+    return any(message.get(name) for name in REASONING_NAMES)
