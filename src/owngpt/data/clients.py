@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,28 +36,50 @@ def apt_download(package: str, sha256: str, work: Path) -> Path:
 
     apt verifies them against the signed release file; nothing of the system's own lists is touched.
     """
-    apt = shutil.which("apt-get")
-    if apt is None:
-        raise DataError(
-            "package descriptions are fetched with apt-get, which only Debian and its children have; name another corpus"
-        )
-    lists, cache = work / "lists", work / "cache"
-    (lists / "partial").mkdir(parents=True)
-    (cache / "archives" / "partial").mkdir(parents=True)
-    settings = {
-        "Dir::State::Lists": lists,
-        "Dir::Cache": cache,
-        "Acquire::Languages": "en",
-        "Acquire::GzipIndexes": "false",
-        "Acquire::IndexTargets::deb::Packages::DefaultEnabled": "false",
-        "APT::Sandbox::User": "",
-    }
-    options = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    apt = _apt("package descriptions")
+    lists = work / "lists"
+    settings = {"Acquire::Languages": "en", "Acquire::IndexTargets::deb::Packages::DefaultEnabled": "false"}
+    options = _own_index(lists, work, settings)
     _run([apt, "update", "-qq", "--error-on=any", *options], package, work)
     return lists
 
 
-CLIENTS: dict[str, Callable[[str, str, Path], Path]] = {"pip": pip_download, "npm": npm_download, "apt": apt_download}
+def apt_packages(packages: str, sha256: str, work: Path) -> Path:
+    """A folder with the newest .deb files of `packages` (names with spaces between) in this system's sources.
+
+    apt checks their SHA-256 against an index that it verified; nothing is installed, and the system's lists are not touched.
+    """
+    apt = _apt(packages)
+    target = work / "download"
+    target.mkdir()
+    options = _own_index(work / "lists", work, {"Acquire::Languages": "none"})
+    _run([apt, "update", "-qq", "--error-on=any", *options], packages, work)
+    _run([apt, "download", "-qq", *options, *packages.split()], packages, target)
+    return target
+
+
+def _apt(what: str) -> str:
+    apt = shutil.which("apt-get")
+    if apt is None:
+        raise DataError(f"{what} are fetched with apt-get, which only Debian and its children have; name other data")
+    return apt
+
+
+def _own_index(lists: Path, work: Path, settings: Mapping[str, str]) -> list[str]:
+    """apt's options for an index of this system's sources in `lists`."""
+    cache = work / "cache"
+    (lists / "partial").mkdir(parents=True)
+    (cache / "archives" / "partial").mkdir(parents=True)
+    common = {"Dir::State::Lists": lists, "Dir::Cache": cache, "Acquire::GzipIndexes": "false", "APT::Sandbox::User": ""}
+    return [part for name, value in {**common, **settings}.items() for part in ("-o", f"{name}={value}")]
+
+
+CLIENTS: dict[str, Callable[[str, str, Path], Path]] = {
+    "pip": pip_download,
+    "npm": npm_download,
+    "apt": apt_download,
+    "apt-packages": apt_packages,
+}
 
 
 def _run(command: Sequence[str], package: str, work: Path) -> None:

