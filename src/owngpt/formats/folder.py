@@ -32,6 +32,8 @@ GENERATION_FILE = "generation_config.json"
 CARD_FILE = "README.md"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAXIMUM_CONFIG_BYTES = 1 << 20
+CLASSIFIER = "ForSequenceClassification"
+"""How transformers ends the names of models with a head over classes."""
 
 
 def save_model(
@@ -64,12 +66,23 @@ def save_model(
         )
     layout = family_for(model.config, family)
     tensors = export_state(model.state_dict(), layout, model.config, DTYPES[dtype])
-    ids = _token_ids(tokenizer)
+    ids = token_ids_of(tokenizer)
     texts = {
-        GENERATION_FILE: _json({**ids, **(generation or {})}),
-        CONFIG_FILE: _json({**layout.from_config(model.config), **ids, "dtype": dtype}),
+        GENERATION_FILE: as_json({**ids, **(generation or {})}),
+        CONFIG_FILE: as_json({**layout.from_config(model.config), **ids, "dtype": dtype}),
         **({CARD_FILE: card} if card is not None else {}),
     }
+    return write_folder(folder, tensors, texts, tokenizer)
+
+
+def write_folder(folder: Path, tensors: dict[str, Tensor], texts: Mapping[str, str], tokenizer: Tokenizer) -> list[Path]:
+    """Put a model's files into a folder, each whole or not at all, config.json last.
+
+    :param tensors: by their names in the file.
+    :param texts: other files, by name.
+    :returns: the files written.
+    :raises StorageError: the disk is full, read-only or not ours; what was there is untouched.
+    """
     make_folder(folder)
     staging = folder / f".model-{os.getpid()}{TEMPORARY_SUFFIX}"
     with storage_errors(folder):
@@ -264,7 +277,7 @@ def load_family(path: str | Path) -> Family:
         from owngpt.formats.gguf import load_gguf_config
 
         return load_gguf_config(file)[0]
-    return family_named(_read_config(path)["model_type"])
+    return family_named(read_config(path)["model_type"])
 
 
 def load_config(path: str | Path) -> GPTConfig:
@@ -277,14 +290,23 @@ def load_config(path: str | Path) -> GPTConfig:
         from owngpt.formats.gguf import load_gguf_config
 
         return load_gguf_config(file)[1]
-    values = _read_config(path)
+    values = read_config(path)
+    if is_classifier(values):
+        raise ModelFolderError(
+            f"{path} is a {architecture_of(values)}, which tells classes apart and writes no text; open it with "
+            "owngpt.finetune.classifier.Classifier.load"
+        )
     try:
         return family_named(values["model_type"]).to_config(values)
     except (ModelFolderError, UsageError) as error:
         raise ModelFolderError(f"{path}: {error}") from error
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json.
+
+    :raises ModelFolderError: it is missing, damaged, or not that of a model.
+    """
     file = folder / CONFIG_FILE
     if not folder.is_dir():
         raise ModelFolderError(f"{folder} is not a folder; name the folder that holds the model's {CONFIG_FILE}")
@@ -303,7 +325,18 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
+def architecture_of(values: Mapping[str, Any]) -> str:
+    """The class of transformers that a config.json names."""
+    names = values.get("architectures")
+    return str(names[0]) if isinstance(names, list) and names else f"model of type {values['model_type']}"
+
+
+def is_classifier(values: Mapping[str, Any]) -> bool:
+    """Whether a config.json is that of a model with a head over classes."""
+    return architecture_of(values).endswith(CLASSIFIER)
+
+
+def token_ids_of(tokenizer: Tokenizer) -> dict[str, int]:
     """Ids for config.json and generation_config.json, those that the tokenizer has."""
     settings = {"bos_token_id": tokenizer.begin_of_text_id}
     if tokenizer.stop_ids:
@@ -311,5 +344,6 @@ def _token_ids(tokenizer: Tokenizer) -> dict[str, int]:
     return {name: token_id for name, token_id in settings.items() if token_id is not None}
 
 
-def _json(values: Mapping[str, Any]) -> str:
+def as_json(values: Mapping[str, Any]) -> str:
+    """As the files of a model folder are written."""
     return json.dumps(values, ensure_ascii=False, indent=2) + "\n"

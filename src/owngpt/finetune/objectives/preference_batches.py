@@ -35,9 +35,7 @@ class PreferenceBatches(UnitBatches):
             world_size=world_size, padding_id=padding_id,
         )  # fmt: skip
         if reference is not None and tuple(reference.shape) != (self.units, 2):
-            raise DataError(
-                f"the reference is of {len(reference)} pairs, {store.folder} holds {self.units}; compute it again"
-            )
+            raise DataError(f"the reference is of {len(reference)} pairs, {store.folder} holds {self.units}; compute it again")
         self.reference = reference
 
     def batch_of(self, units: Sequence[int], epoch: float) -> PreferenceBatch:

@@ -122,6 +122,4 @@ def check_sizes(context_length: int, batch_size: int, longest: int) -> None:
     if batch_size < 1:
         raise UsageError(f"batch size {batch_size} is not positive; use 1 or more")
     if context_length < longest:
-        raise UsageError(
-            f"context length {context_length} is less than the longest example of {longest} tokens; use {longest}"
-        )
+        raise UsageError(f"context length {context_length} is less than the longest example of {longest} tokens; use {longest}")
