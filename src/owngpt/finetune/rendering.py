@@ -226,7 +226,7 @@ class Renderer:
 
     def _with_system(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with the system's, as they go to the template: weights are for us."""
-        shown = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
+        shown: list[Message] = [{name: value for name, value in message.items() if name != "weight"} for message in messages]
         if self.system is None or (messages and messages[0].get("role") == "system"):
             return shown
         return [{"role": "system", "content": self.system}, *shown]
