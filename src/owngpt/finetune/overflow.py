@@ -108,7 +108,10 @@ class StoreStats:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> StoreStats:
         """The inverse of :meth:`to_dict`."""
-        return cls(**{name: Tally(**value) if isinstance(value, dict) else int(value) for name, value in values.items()})
+        known: dict[str, Any] = {
+            name: Tally(**value) if isinstance(value, dict) else int(value) for name, value in values.items()
+        }
+        return cls(**known)
 
 
 def fitted(

@@ -71,6 +71,13 @@ class PackedContext(CausalContext):
         assert self.starts is not None
         return torch.arange(time, device=self.starts.device)[None] - self.starts
 
+    def lengths(self) -> Tensor:
+        """(B, T) int64: how long the sequence of each token is."""
+        assert self.starts is not None
+        starts = self.starts.long()
+        longest = torch.zeros_like(starts).scatter_reduce(1, starts, self.positions(starts.shape[1]) + 1, "amax")
+        return longest.gather(1, starts)
+
 
 class PaddedContext(CausalContext):
     """Sequences that were filled up to one length, usually on the left: padding is seen by no token and has no position."""

@@ -17,7 +17,7 @@ from owngpt.kernels.add import add
 from owngpt.kernels.dropout import Dropout, seed_of
 from owngpt.kernels.loss import linear_cross_entropy
 from owngpt.kernels.rotary import Rotation
-from owngpt.model.attention import Attention, AttentionContext, CausalContext, PaddedContext
+from owngpt.model.attention import Attention, AttentionContext, CausalContext, PackedContext, PaddedContext
 from owngpt.model.config import GPTConfig
 from owngpt.model.embedding import Embedding
 from owngpt.model.experts import Experts
@@ -145,7 +145,7 @@ class GPT(nn.Module):
         """
         context = context or CausalContext(dropout=self.config.attention_dropout if self.training else 0.0)
         positions = context.positions(token_ids.shape[1])
-        rotation, local_rotation = self._rotations(positions, token_ids)
+        rotation, local_rotation = self._rotations(positions, token_ids, context)
         x = self._embedded(token_ids, positions)
         update = None
         for layer, block in enumerate(self.blocks):
@@ -163,7 +163,7 @@ class GPT(nn.Module):
         dropout = self.dropout.next(self.training)
         return dropout(x) if dropout else x
 
-    def _rotations(self, positions: Tensor, token_ids: Tensor) -> tuple[Rotation, Rotation]:
+    def _rotations(self, positions: Tensor, token_ids: Tensor, context: AttentionContext) -> tuple[Rotation, Rotation]:
         """How layers without a window turn their heads, and how those with one do."""
         if tape.recording() is not None:  # positions are an address here; who records has checked them
             length, device, index = self.config.context_length, token_ids.device, positions.view(-1)
@@ -171,7 +171,11 @@ class GPT(nn.Module):
             length, device = self._reach(positions), token_ids.device
             index = positions.to(device).expand(token_ids.shape).reshape(-1).to(torch.int32).contiguous()
         with torch.inference_mode(False):  # tables made while scoring must serve a later training step
-            rotation = Rotation(*self.rotary.reach(length, device), index)
+            if self.rotary.follows_length and isinstance(context, PackedContext):  # each sequence by its own length
+                cosines, sines, firsts = self.rotary.reach_each(context.lengths().flatten(), device)
+                rotation = Rotation(cosines, sines, (index + firsts).to(torch.int32))
+            else:
+                rotation = Rotation(*self.rotary.reach(length, device), index)
             if self.local_rotary is self.rotary:
                 return rotation, rotation
             return rotation, Rotation(*self.local_rotary.reach(length, device), index)

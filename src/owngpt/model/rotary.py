@@ -162,8 +162,7 @@ class RotaryTables:
         Dynamic scaling follows ``length``, the tokens of the text so far: like transformers, what a cache already holds
         stays rotated as it was.
         """
-        dynamic = self.scaling is not None and self.scaling.kind == "dynamic"
-        stretched = max(length, self._original) if dynamic else 0
+        stretched = max(length, self._original) if self.follows_length else 0
         tables = self._tables
         if tables is None or tables[0].shape[0] < length or tables[0].device != device or stretched != self._length:
             rows = self._rows(length)
@@ -171,6 +170,22 @@ class RotaryTables:
             tables = self._tables = (cosines.to(device), sines.to(device))
             self._length = stretched
         return tables
+
+    def reach_each(self, lengths: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """cos and sin as dynamic scaling makes them for texts of different lengths, one table under the other, and the row in
+        which the table of each token's text begins.
+
+        :param lengths: (N,) int64, how long the text of each token is.
+        """
+        sizes, which = lengths.to(device).clamp(min=self._original).unique(return_inverse=True)
+        tables = [rotary_tables(size, self.size, self.base, self.scaling, size) for size in sizes.tolist()]
+        cosines, sines = (torch.cat(parts).to(device) for parts in zip(*tables, strict=True))
+        return cosines, sines, (sizes.cumsum(0) - sizes)[which]
+
+    @property
+    def follows_length(self) -> bool:
+        """Whether a text's length decides how all of it is turned."""
+        return self.scaling is not None and self.scaling.kind == "dynamic"
 
     @property
     def _original(self) -> int:
