@@ -11,18 +11,19 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from owngpt.api import Model, evaluate, export, load, prepare, pull, train
+    from owngpt.api import Model, evaluate, export, finetune, load, prepare, pull, train
     from owngpt.errors import OwnGPTError
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "OwnGPTError", "__version__", "evaluate", "export", "load", "prepare", "pull", "train"]
+__all__ = ["Model", "OwnGPTError", "__version__", "evaluate", "export", "finetune", "load", "prepare", "pull", "train"]
 
 _HOMES = {
     "Model": "owngpt.api",
     "OwnGPTError": "owngpt.errors",
     "evaluate": "owngpt.api",
     "export": "owngpt.api",
+    "finetune": "owngpt.api",
     "load": "owngpt.api",
     "prepare": "owngpt.api",
     "pull": "owngpt.api",

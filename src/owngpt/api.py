@@ -33,15 +33,31 @@ if TYPE_CHECKING:
     from owngpt.engine.sequence import Generation
     from owngpt.engine.texts import TextStream
     from owngpt.evaluate.bits import Progress, Score
+    from owngpt.finetune.job import FinetunedModel
+    from owngpt.finetune.start import finetune
     from owngpt.formats.exports import Export, Format
     from owngpt.formats.hub.pull import pull
     from owngpt.pretraining import TrainedModel, train
     from owngpt.text.conversation import EncodedChat
 
-__all__ = ["Model", "TrainedModel", "evaluate", "export", "load", "locate", "prepare", "pull", "train"]
+__all__ = [
+    "FinetunedModel",
+    "Model",
+    "TrainedModel",
+    "evaluate",
+    "export",
+    "finetune",
+    "load",
+    "locate",
+    "prepare",
+    "pull",
+    "train",
+]
 
 _HOMES = {
+    "FinetunedModel": "owngpt.finetune.job",
     "TrainedModel": "owngpt.pretraining",
+    "finetune": "owngpt.finetune.start",
     "prepare": "owngpt.data.prepare",
     "pull": "owngpt.formats.hub.pull",
     "train": "owngpt.pretraining",

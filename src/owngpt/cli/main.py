@@ -31,6 +31,12 @@ VERBS = {
         "Without --minutes, --steps or --tokens it takes ten. "
         "What a run needs and is not given is chosen for this machine and this text; --dry-run shows it."
     ),
+    "finetune": (
+        "Teach a model your task, from examples of it.\n\n"
+        "`owngpt finetune MODEL rows.jsonl -o DIR --minutes 10` ends in ten minutes or sooner, with an adapter and a report of "
+        "what was gained and what was forgotten. Rows are conversations, prompts and completions, texts, preferences or labels; "
+        "--show 3 prints some as the model will read them, --dry-run the plan."
+    ),
     "pull": "Bring a model here from a hub, a package index or an address: checked, and gone on with when it was interrupted.",
     "export": "Write a model for other programs: a Hugging Face folder, a GGUF file for llama.cpp, or what Ollama takes.",
     "eval": "Score a model on text it never saw, in bits per byte (comparable across tokenizers) and perplexity.",

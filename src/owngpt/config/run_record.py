@@ -122,13 +122,12 @@ class RunRecord:
 
     def _resolved_finetuning(self) -> dict[str, Any]:
         try:
+            recipe, shape = self.plan["recipe"], self.plan["shape"]
             chosen = {
-                "method": self.plan["method"],
-                "lora": self.plan["lora"] is not None,
-                "learning_rate": self.plan["optimizer"]["matrix_rate"],
-                "batch_size": self.plan["batch_size"],
-                "accumulation": self.plan["course"]["accumulation"],
-                "context_length": self.plan["context_length"],
+                "method": recipe["method"],
+                "lora": recipe["lora"] is not None,
+                "learning_rate": recipe["optimizer"]["matrix_rate"],
+                **{name: shape[name] for name in ("batch_size", "accumulation", "context_length")},
             }
         except (KeyError, TypeError) as error:
             raise UsageError(f"its plan lacks {error}") from error

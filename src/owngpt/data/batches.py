@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,27 @@ class Batch:
     """(B, T) int32: where in the row the document of each token begins, or none for plain causal attention."""
     epoch: float
     """Passes over the training text completed once this batch is trained on (0 for validation)."""
+
+
+class BatchStream(Protocol):
+    """What a trainer asks of batches: one after another without end, and a position to come back to."""
+
+    @property
+    def epoch(self) -> float:
+        """Passes over what is learned from, handed out so far."""
+        ...
+
+    def next(self) -> Batch:
+        """The next one."""
+        ...
+
+    def state_dict(self) -> dict[str, int]:
+        """The position, as plain integers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue where ``state`` was taken."""
+        ...
 
 
 class Batches:

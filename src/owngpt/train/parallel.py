@@ -21,7 +21,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from owngpt.data.batches import Batches
+from owngpt.data.batches import BatchStream
 from owngpt.errors import OwnGPTError, ParallelError, UsageError
 from owngpt.train.interrupts import TrainingInterrupted
 from owngpt.train.step import TrainModule
@@ -122,7 +122,7 @@ class Ranks:
         with _others():
             distributed.broadcast(name, 0)
 
-    def share_state(self, module: TrainModule, batches: Batches) -> None:
+    def share_state(self, module: TrainModule, batches: BatchStream) -> None:
         """Gives the others the weights, moments and position in the text that rank 0 has."""
         self._tell(Order.STATE, batches.state_dict()["handed_out"])
         self._send_state(module)
@@ -150,7 +150,7 @@ class Ranks:
             distributed.broadcast(name, 0)
         return Path(os.fsdecode(bytes(name.tolist())))
 
-    def follow(self, module: TrainModule, batches: Batches, *, accumulation: int) -> None:
+    def follow(self, module: TrainModule, batches: BatchStream, *, accumulation: int) -> None:
         """Does what rank 0 says until it says that it is over.
 
         :raises ParallelError: rank 0 is gone.

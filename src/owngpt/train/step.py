@@ -162,6 +162,14 @@ class TrainModule:
                     sums[name] = parameter.grad.float()
         return total, sums
 
+    def rehearse(self, batches: Sequence[Batch]) -> float:
+        """A step without its update, for timing: returns the loss and leaves no trace."""
+        self.model.train()
+        loss, _ = self._gradients(batches, 1.0 / max(1, sum(self.objective.count(batch) for batch in batches)))
+        self.objective.metrics()
+        self.model.zero_grad(set_to_none=True)
+        return loss
+
     @torch.no_grad()
     def validate(self, batches: Sequence[Batch]) -> float:
         """Mean loss over all that counts in the batches: for tokens, in nats per token."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from owngpt.data.batches import Batch, Batches
+from owngpt.data.batches import Batch, BatchStream
 from owngpt.errors import CheckpointError, TrainingDivergedError, UsageError
 from owngpt.train import checkpoint
 from owngpt.train.course import Course, TrainResult
@@ -52,7 +52,7 @@ class Trainer:
     """
 
     def __init__(
-        self, module: TrainModule, batches: Batches, validation_batches: Sequence[Batch], course: Course, folder: Path,
+        self, module: TrainModule, batches: BatchStream, validation_batches: Sequence[Batch], course: Course, folder: Path,
         *, yardsticks: Yardsticks, identity: dict[str, str] | None = None, on_sample: SampleFunction | None = None,
         display: Display | None = None, clock: Callable[[], float] = time.monotonic, lock: RunLock | None = None,
         ranks: Ranks | None = None, verb: str = "train",
@@ -85,6 +85,8 @@ class Trainer:
         self._lock_is_lent = lock is not None
         self._ranks = ranks
         self._last = StepResult(math.nan, math.nan, True, 0)
+        self._positions = 0
+        """Tokens that this process read in the last step."""
         self._validated: tuple[int, float] = (-1, math.nan)
         self._rate_scale = 0.0
         self._bad_steps = 0
@@ -183,6 +185,7 @@ class Trainer:
         batches = [self.batches.next() for _ in range(course.accumulation)]
         if self._ranks:
             self._ranks.announce_step(self._rate_scale, loss_limit, norm_limit)
+        self._positions = sum(batch.inputs.numel() for batch in batches)
         result = self.module.run(batches, self._rate_scale, loss_limit=loss_limit, norm_limit=norm_limit)
         seconds = self._clock() - start
         self.step += 1
@@ -359,8 +362,7 @@ class Trainer:
         return bool(torch.stack([norm.float() for norm in norms]).isfinite().all())
 
     def _token_seconds(self) -> float:
-        alone = self._ranks.size if self._ranks else 1  # held-out text is scored by one rank
-        return self._pace.step_seconds * alone / max(self._last.tokens, 1)
+        return self._pace.step_seconds / max(self._positions or self._last.tokens, 1)
 
     def _save_interval(self) -> float:
         wanted = self.course.checkpoint_seconds

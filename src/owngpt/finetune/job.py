@@ -1,0 +1,296 @@
+"""One fine-tuning, from people's rows to an adapter or a model, and a report of what it changed."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from owngpt.config.finetuning import FinetuneConfig
+from owngpt.config.run_record import RUN_FILE, RunRecord
+from owngpt.engine.quality import file_key
+from owngpt.errors import CheckpointError, UsageError
+from owngpt.finetune import material as materials
+from owngpt.finetune.card import card
+from owngpt.finetune.feed import Feed
+from owngpt.finetune.material import Material
+from owngpt.finetune.output import save, save_card
+from owngpt.finetune.plan import FinetunePlan, Shape
+from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe
+from owngpt.finetune.report.measure import Measurement, measure
+from owngpt.finetune.report.write import Report, write_report
+from owngpt.finetune.trainee import Trainee, open_network
+from owngpt.formats.base import BaseModel
+from owngpt.kernels.machine import describe_machine
+from owngpt.model.gpt import GPT
+from owngpt.train.display import Display, make_display, timed
+from owngpt.train.lock import RunLock
+from owngpt.train.output import RUN, check_output, removed_on_failure
+from owngpt.train.planner import compute_type
+from owngpt.train.recorder import Yardsticks
+from owngpt.train.trainer import Trainer
+
+MEASURE_SHARE = 0.08
+"""Of the budget for each of the two measurements, at most."""
+PROBE_SHARE = 0.02
+"""Of the budget, for finding out how fast this machine learns."""
+SAVE_SECONDS = 4.0
+"""Of the budget for the adapter or model, the report and its pictures."""
+BEFORE = "before.json"
+
+
+@dataclass(frozen=True)
+class FinetunedModel:
+    """What :func:`owngpt.finetune.start.finetune` made."""
+
+    output: Path
+    method: str
+    report: dict[str, Any]
+    """The content of report.json; empty after a dry run."""
+    sentence: str
+    """What changed, in one sentence."""
+    warnings: tuple[str, ...]
+    """What is off, and what to change."""
+    data: dict[str, Any]
+    """What the examples are: ``sentence``, counts, what was refused."""
+    plan: dict[str, Any]
+    training: dict[str, Any] = field(default_factory=dict)
+    """Steps, tokens, epochs, seconds and losses of the run itself."""
+    seconds: float = 0.0
+    """Wall-clock time of everything."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "output": str(self.output)}
+
+
+class Job:
+    """Settings, examples and plan lie under ``run/``, so that a resumed run takes the same way."""
+
+    def __init__(
+        self, folder: Path, model: str, sources: list[str], settings: FinetuneConfig, began: float, *, quiet: bool,
+        record: RunRecord | None = None,
+    ) -> None:  # fmt: skip
+        """:param record: of the interrupted run that this one goes on with."""
+        self.folder, self.model, self.sources, self.settings, self.began = folder, model, sources, settings, began
+        self.run_folder = folder / RUN
+        self.record = record
+        self.display: Display = make_display(quiet=quiet)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.base = BaseModel.of(model)
+        self.checkpoint: Path | None = None
+        self.is_named = True
+        """Whether the person chose the folder."""
+
+    @property
+    def budget(self) -> float | None:
+        """Seconds for everything, None when steps or passes decide."""
+        return budget_seconds(self.settings)
+
+    def remaining(self) -> float | None:
+        """Seconds of the budget that are left."""
+        return None if self.budget is None else self.budget - (time.monotonic() - self.began)
+
+    def plan_only(self) -> FinetunedModel:
+        """Everything up to the plan; what that takes on disk is elsewhere and removed."""
+        with tempfile.TemporaryDirectory(prefix="owngpt-dry-run-") as scratch:
+            material = self._prepare(Path(scratch))
+            network = open_network(self.base, self._dtype(), self.device)
+            plan, _ = self._new_plan(material, network, self._measure_seconds() or 0.0)
+            return self._result(plan, material.facts)
+
+    def run(self) -> FinetunedModel:
+        """The whole job, under one lock from the first file to the last."""
+        with removed_on_failure(self.folder, self.run_folder / RUN_FILE), RunLock(self.run_folder) as lock:
+            if self.record is None:
+                check_output(self.folder)  # again: another run may have taken the folder before the lock was ours
+            if not self.is_named:
+                self.display.say(f"the result will be in {self.folder}")
+            material = (materials.kept(self._data) if self.record else None) or self._prepare(self._data)
+            network = open_network(self.base, self._dtype(), self.device)
+            before = self._before(material, network)
+            plan, trainee = self._agreed_plan(material, network, before)
+            training = self._train(plan, trainee, material, before, lock)
+            return self._finish(plan, trainee, material, before, training)
+
+    # --- examples and plan ---
+
+    @property
+    def _data(self) -> Path:
+        return self.run_folder / "data"
+
+    def _prepare(self, folder: Path) -> Material:
+        limit = context_limit(self.settings, self.base.config)
+        with timed("reading examples", self.display.say):
+            return materials.prepare(
+                self.sources, self.settings, self.base.tokenizer(), folder, context_length=limit, say=self.display.say
+            )
+
+    def _dtype(self) -> str:
+        """What is computed in; an interrupted run goes on as it began."""
+        if self.record:
+            return plan_of(self.record, self.run_folder).recipe.dtype
+        return str(compute_type(self.device, describe_machine().features)).removeprefix("torch.")
+
+    def _agreed_plan(self, material: Material, network: GPT, before: Measurement) -> tuple[FinetunePlan, Trainee]:
+        """The interrupted run's plan, or a new one, which is written down with everything that led to it."""
+        if self.record:
+            plan = plan_of(self.record, self.run_folder)
+            return plan, Trainee.of(network, self.base, plan.recipe)
+        plan, trainee = self._new_plan(material, network, before.seconds)
+        record = RunRecord(self.sources, asdict(self.settings), plan.to_dict(), verb="finetune", model=self.model)
+        self.record = record.write(self.run_folder / RUN_FILE)
+        return plan, trainee
+
+    def _new_plan(self, material: Material, network: GPT, measured: float) -> tuple[FinetunePlan, Trainee]:
+        """:param measured: seconds that measuring took, and will take again."""
+        feed = Feed(material, self.settings.seed)
+        facts = Facts(feed.examples, material.train.stats.tokens, material.train.stats.longest, len(material.examples))
+        recipe = make_recipe(self.settings, self.base.config, material.method, dtype=self._dtype(), labels=material.labels)
+        trainee = Trainee.of(network, self.base, recipe)
+        speed, seconds = math.nan, None
+        if self.budget is not None:
+            speed = trainee.tokens_per_second(
+                feed.first(context_limit(self.settings, self.base.config)), PROBE_SHARE * self.budget
+            )
+            seconds = self._training_seconds(measured)
+            if seconds < 1.0:
+                needed = (self.budget - seconds + 10) / 60
+                raise UsageError(
+                    f"after reading and measuring {max(seconds, 0):.0f} s of {self.budget:.0f} are left to train in; "
+                    f"give at least --minutes {needed:.1f}"
+                )
+
+        def steps_per_epoch(shape: Shape) -> float:
+            return feed.batches(shape).steps_per_epoch / shape.accumulation
+
+        plan = make_plan(
+            self.settings, self.base.config, recipe, facts, trained_parameters=trainee.size, seconds=seconds,
+            tokens_per_second=speed, steps_per_epoch=steps_per_epoch,
+        )  # fmt: skip
+        for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
+            self.display.say(line)
+        return plan, trainee
+
+    def _training_seconds(self, measured: float) -> float:
+        """What is left to train in when all that follows has its share."""
+        remaining = self.remaining()
+        assert remaining is not None
+        return remaining - self._reserve(measured)
+
+    def _reserve(self, measured: float) -> float:
+        """Seconds for measuring again, the report and saving."""
+        return SAVE_SECONDS + 1.15 * measured
+
+    # --- measuring and training ---
+
+    def _measure_seconds(self) -> float | None:
+        return None if self.budget is None else MEASURE_SHARE * self.budget
+
+    def _measure(self, material: Material, network: GPT, seconds: float | None) -> Measurement:
+        return measure(
+            network, material.tokenizer, material.renderer, material.examples, material.held_out, seconds=seconds,
+            seed=self.settings.seed,
+        )  # fmt: skip
+
+    def _before(self, material: Material, network: GPT) -> Measurement:
+        """How the base does, measured once, and never anew in a resumed run."""
+        kept = self.run_folder / BEFORE
+        if self.record and kept.exists():
+            return Measurement.read(kept)
+        with timed("measuring what the model does before", self.display.say):
+            before = self._measure(material, network, self._measure_seconds())
+        before.write(kept)
+        return before
+
+    def _train(
+        self, plan: FinetunePlan, trainee: Trainee, material: Material, before: Measurement, lock: RunLock
+    ) -> dict[str, Any]:
+        assert self.record is not None
+        course = plan.course
+        is_new = not (self.run_folder / "checkpoints").exists()
+        if course.budget_seconds is not None and is_new:
+            # Measured again: what the plan itself took must not come on top.
+            course = replace(course, budget_seconds=max(1.0, self._training_seconds(before.seconds)))
+        feed = Feed(material, plan.recipe.seed, folder=self._data)
+        identity = {
+            "examples": material.train.fingerprint, "held out": material.held_out.fingerprint, "model": file_key(self.base.path),
+            "tokenizer": material.tokenizer.fingerprint, "plan": self.record.plan_hash(),
+        }  # fmt: skip
+        trainer = Trainer(
+            trainee.module, feed.batches(plan.shape, trainee), feed.held_out(plan.shape, trainee), course, self.run_folder,
+            yardsticks=Yardsticks(None, None), identity=identity, display=self.display, lock=lock, verb="finetune",
+        )  # fmt: skip
+        if not is_new and trainer.restore(self.checkpoint) is None:
+            self.display.warn("there is no whole checkpoint to go on from: the run begins again")
+        return trainer.run().to_dict()
+
+    # --- end ---
+
+    def _finish(
+        self, plan: FinetunePlan, trainee: Trainee, material: Material, before: Measurement, training: dict[str, Any]
+    ) -> FinetunedModel:
+        say = self.display.say
+        with timed("saving", say):
+            save(self.folder, trainee, self.base, material.tokenizer, named=self._named_base(), dtype=plan.recipe.dtype)
+        with timed("measuring what the model does now", say):
+            after = self._measure(material, trainee.serving(), self._seconds_for_after(before))
+        with timed("writing the report", say):
+            report = write_report(
+                self.folder, before=before, after=after, curve=self.run_folder / "metrics.jsonl", data=material.facts,
+                plan=_told(plan), method=plan.recipe.method,
+            )  # fmt: skip
+            text = card(
+                self.folder.resolve().name, self._named_base(), plan, data=material.facts, training=training,
+                sentence=report.sentence(),
+            )  # fmt: skip
+            save_card(self.folder, text)
+        return self._result(plan, material.facts, training, report)
+
+    def _seconds_for_after(self, before: Measurement) -> float | None:
+        """As long as before, or what is left when the run came late to its end."""
+        remaining = self.remaining()
+        return None if remaining is None else max(0.5, min(1.15 * before.seconds, remaining - SAVE_SECONDS / 2))
+
+    def _named_base(self) -> str:
+        """The base for whoever opens the adapter: an absolute path, or the name under which it was pulled."""
+        return str(self.base.path) if Path(self.model).exists() else self.model
+
+    def _result(
+        self, plan: FinetunePlan, data: dict[str, Any], training: dict[str, Any] | None = None, report: Report | None = None
+    ) -> FinetunedModel:
+        return FinetunedModel(
+            self.folder, plan.recipe.method, report.values if report else {}, report.sentence() if report else "",
+            tuple(map(str, report.concerns)) if report else (), data, plan.to_dict(), training or {},
+            time.monotonic() - self.began,
+        )  # fmt: skip
+
+
+def plan_of(record: RunRecord, run_folder: Path) -> FinetunePlan:
+    """The plan in run.yaml.
+
+    :raises CheckpointError: it is not one that this version reads.
+    """
+    try:
+        return FinetunePlan.from_dict(record.plan)
+    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+        raise CheckpointError(
+            f"the plan in {run_folder / RUN_FILE} is damaged, or of another version of OwnGPT ({error}); put a copy back or "
+            "start a new run"
+        ) from error
+
+
+def _told(plan: FinetunePlan) -> dict[str, Any]:
+    """The plan as the report tells it."""
+    recipe, shape = plan.recipe, plan.shape
+    return {
+        "learning_rate": recipe.optimizer.matrix_rate, "lora": recipe.lora is not None, "replay": plan.replay,
+        "rank": recipe.lora.rank if recipe.lora else None, "trained_parameters": plan.trained_parameters,
+        "rows_a_step": shape.batch_size * shape.accumulation, "context_length": shape.context_length, "seed": recipe.seed,
+        "steps": plan.course.steps, "epochs": round(plan.epochs, 2), "reasons": list(plan.reasons),
+    }  # fmt: skip

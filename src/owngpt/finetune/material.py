@@ -1,0 +1,240 @@
+"""What a run learns from: people's rows become sequences on disk, which a resumed run opens again, never the rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from owngpt.config.files import atomic_write_text, make_folder
+from owngpt.config.finetuning import PREFERENCE_METHODS, FinetuneConfig, Method
+from owngpt.data.files import MANIFEST
+from owngpt.errors import DataError, UsageError
+from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.examples.dataset import ExampleSet, open_examples, split_examples
+from owngpt.finetune.examples.example import Example, Kind
+from owngpt.finetune.kept_examples import read_examples, write_examples
+from owngpt.finetune.overflow import StoreStats
+from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.store import ExampleStore, write_store
+from owngpt.finetune.system import with_system
+from owngpt.text.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+FACTS, HELD_OUT, TOKENIZER = "data.json", "held_out.jsonl", "tokenizer"
+MOST_HELD_OUT = 500
+MOST_LABELS = 1_000
+WANTED: dict[Method, Kind | None] = {
+    "sft": None, "dpo": "preference", "ipo": "preference", "orpo": "preference", "classify": "label"
+}  # fmt: skip
+USUAL: dict[Kind, Method] = {"preference": "dpo", "label": "classify"}
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """The sequences of no example."""
+
+    stats: StoreStats
+    fingerprint: str = "none"
+
+    def __len__(self) -> int:
+        return 0
+
+    def example(self, index: int) -> Encoded:
+        """There is none."""
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class Material:
+    """Examples as the run uses them."""
+
+    method: Method
+    tokenizer: Tokenizer
+    """With the chat template that serves."""
+    renderer: Renderer
+    train: ExampleStore
+    held_out: ExampleStore | Nothing
+    examples: Sequence[Example]
+    """Those held out."""
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    """For the report: ``sentence``, ``train``, ``held_out``, ``notes`` …"""
+
+
+@dataclass(frozen=True)
+class OpenedRows:
+    """Rows that were looked at, and how they are shown to the model."""
+
+    examples: ExampleSet
+    method: Method
+    labels: tuple[str, ...]
+    renderer: Renderer
+
+
+def open_rows(sources: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer, *, say: Say) -> OpenedRows:
+    """Look at every row once, and say what was found.
+
+    :raises DataError: a row cannot be used; the message names file, line and fix.
+    :raises UsageError: the rows are for another method, or a source is unknown.
+    """
+    examples = _open(sources, settings, say)
+    method = method_for(settings.method, examples.kind)
+    for line in examples.lines():
+        say(line)
+    labels = _labels(examples) if method == "classify" else ()
+    return OpenedRows(examples, method, labels, _renderer(tokenizer, settings, labels, examples.kinds))
+
+
+def prepare(
+    sources: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer, folder: Path, *, context_length: int, say: Say
+) -> Material:
+    """Read, check, split and encode; everything lies under ``folder`` afterwards.
+
+    :param context_length: tokens of an example at most.
+    :raises DataError: a row cannot be used; the message names file, line and fix.
+    :raises UsageError: the rows are for another method, or a source is unknown.
+    """
+    opened = open_rows(sources, settings, tokenizer, say=say)
+    examples, method, labels, renderer = opened.examples, opened.method, opened.labels, opened.renderer
+    train, held_out = _split(examples, settings, say)
+    make_folder(folder)
+    skip = settings.skip_bad
+    overflow, pairs = settings.overflow or ("drop" if skip else "error"), method in PREFERENCE_METHODS
+    store = write_store(
+        renderer.encode_all(train, skip_bad=skip), folder / "train", context_length=context_length, overflow=overflow, pairs=pairs
+    )
+    kept = [example for example in held_out if _fits(renderer, example, context_length)]
+    scored: ExampleStore | Nothing = Nothing(StoreStats())
+    if kept:
+        scored = write_store(
+            renderer.encode_all(kept), folder / "held_out", context_length=context_length, overflow="drop", pairs=pairs
+        )
+    notes = [*renderer.notes, *_left_out(renderer)]
+    for note in (*notes, f"to learn from: {store.stats.sentence()}", f"held out: {scored.stats.sentence()}"):
+        say(note)
+    renderer.tokenizer.save(make_folder(folder / TOKENIZER))
+    write_examples(folder / HELD_OUT, kept)
+    facts = {
+        "sentence": examples.sentence(), "sources": list(sources), "labels": list(labels), "method": method, "notes": notes,
+        "train": _stats(store.stats), "held_out": _stats(scored.stats), "examples": examples.to_dict(),
+    }  # fmt: skip
+    atomic_write_text(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False, default=str))
+    return Material(method, renderer.tokenizer, renderer, store, scored, kept, labels, facts)
+
+
+def kept(folder: Path) -> Material | None:
+    """What an interrupted run prepared, if it got that far.
+
+    :raises DataError: something of it is damaged.
+    """
+    if not (folder / FACTS).exists():  # written last
+        return None
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        method, labels = facts["method"], tuple(facts["labels"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder / FACTS} cannot be read ({error}); put a copy back or start a new run") from error
+    tokenizer = Tokenizer.load(folder / TOKENIZER)
+    scored: ExampleStore | Nothing = Nothing(StoreStats())
+    if (folder / "held_out" / MANIFEST).exists():
+        scored = ExampleStore.open(folder / "held_out")
+    renderer = Renderer(tokenizer, labels=labels or None)
+    train, examples = ExampleStore.open(folder / "train"), read_examples(folder / HELD_OUT)
+    return Material(method, tokenizer, renderer, train, scored, examples, labels, facts)
+
+
+def method_for(wanted: Method | None, kind: Kind) -> Method:
+    """What was asked for, if the rows are for it; else what they are for.
+
+    :raises UsageError: they are for something else.
+    """
+    if wanted is None:
+        return USUAL.get(kind, "sft")
+    needed = WANTED[wanted]
+    if needed is not None and kind != needed:
+        columns = {"preference": "chosen and rejected", "label": "text and label"}[needed]
+        raise UsageError(f"--method {wanted} learns from rows with {columns}, but these hold {_NAMES[kind]}; {_fix(kind)}")
+    if needed is None and kind in USUAL:
+        raise UsageError(f"--method {wanted} learns from answers, but these rows hold {_NAMES[kind]}; {_fix(kind)}")
+    return wanted
+
+
+_NAMES: dict[Kind, str] = {
+    "chat": "conversations", "completion": "prompts and completions", "text": "plain text", "preference": "preferences",
+    "label": "labels",
+}  # fmt: skip
+
+
+def _fix(kind: Kind) -> str:
+    return f"use --method {USUAL.get(kind, 'sft')}, or leave it out to have it chosen"
+
+
+def _open(sources: Sequence[str], settings: FinetuneConfig, say: Say) -> ExampleSet:
+    wanted = WANTED[settings.method] if settings.method else None
+    return open_examples(
+        sources, layout=settings.layout, columns=settings.column_names() or None, skip_bad=settings.skip_bad, wanted=wanted,
+        say=say,
+    )  # fmt: skip
+
+
+def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[Iterable[Example], list[Example]]:
+    if settings.validation is None:
+        train, others = split_examples(examples, held_out=settings.held_out, seed=settings.seed)
+        return train, list(others)
+    named = _open([settings.validation], settings, say)
+    if named.kind != examples.kind and {named.kind, examples.kind} & {"preference", "label"}:
+        raise UsageError(
+            f"--validation {settings.validation} holds {_NAMES[named.kind]}, the examples are {_NAMES[examples.kind]}; "
+            "name a file of the same kind"
+        )
+    return examples, list(islice(named, MOST_HELD_OUT))
+
+
+def _labels(examples: ExampleSet) -> tuple[str, ...]:
+    """The classes, by name.
+
+    :raises DataError: there is only one, or so many that they are no classes.
+    """
+    counts = examples.summary.labels
+    if len(counts) > MOST_LABELS:
+        raise DataError(
+            f"there are {len(counts):,} labels, more than {MOST_LABELS:,}; name the right column with --columns label=…"
+        )
+    if len(counts) < 2:
+        raise DataError(f"every row has the label {next(iter(counts), 'none')!r}; give rows of at least two labels")
+    return tuple(sorted(counts))
+
+
+def _renderer(tokenizer: Tokenizer, settings: FinetuneConfig, labels: tuple[str, ...], kinds: Iterable[Kind]) -> Renderer:
+    renderer = Renderer(tokenizer, labels=labels or None)
+    if settings.system is None:
+        return renderer
+    if not {"chat", "preference"} & set(kinds):
+        raise UsageError("--system is said in conversations, and these rows are none; leave it out")
+    said = Renderer(with_system(renderer.ensure_template(), settings.system), labels=labels or None)
+    said.notes += renderer.notes
+    return said
+
+
+def _fits(renderer: Renderer, example: Example, limit: int) -> bool:
+    """Whether a held-out example can be scored whole."""
+    try:
+        sequences = renderer.encode(example)
+    except DataError:
+        return False
+    return all(len(sequence) <= limit and (sequence.targets or sequence.label >= 0) for sequence in sequences)
+
+
+def _left_out(renderer: Renderer) -> list[str]:
+    if not renderer.refused_count:
+        return []
+    return [f"{renderer.refused_count:,} more rows refused: {renderer.refused[0]}"]
+
+
+def _stats(stats: StoreStats) -> dict[str, Any]:
+    lost = {"dropped": stats.dropped.count, "split": stats.split.count, "masked": stats.masked.count}
+    return {"examples": stats.examples, "tokens": stats.tokens, "learned_tokens": stats.learned, "longest": stats.longest, **lost}

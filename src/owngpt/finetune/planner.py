@@ -1,0 +1,223 @@
+"""From a model, examples and a time to a run: learning rate, batch, how many steps, and when to stop.
+
+The rules are those of the literature, scaled to small models: an adapter learns with about ten times the rate of the model
+itself (arXiv 2106.09685, 2402.09353), larger models with smaller rates, preferences with a tenth of what answers take
+(arXiv 2305.18290), and a set of examples is worth only a few passes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from owngpt.config.finetuning import DEFAULT_MINUTES, PREFERENCE_METHODS, FinetuneConfig, Method
+from owngpt.errors import UsageError
+from owngpt.finetune.lora import LoraSettings
+from owngpt.finetune.plan import FinetunePlan, Recipe, Shape
+from owngpt.model.config import GPTConfig
+from owngpt.train.course import Course
+from owngpt.train.optimizer import OptimizerSettings
+
+CONTEXT_LIMIT = 2048
+"""Tokens of the longest example that is taken without being asked."""
+PACKED_ROW = 512
+"""Tokens of a row that short examples are packed into."""
+ROUNDED_TO = 16
+"""Rows have a multiple of it, which matrix units like."""
+PASS_VALUES = 18_000_000
+"""Tokens x width x layers of one forward pass: bounds the memory of activations."""
+STEP_TOKENS = (512, 2048)
+"""Of a step, at least and at most, while the examples are few."""
+LEAST_STEPS = 60
+"""That a run should have: a short one takes smaller steps."""
+STEPS_A_PASS = 12
+LOOKS = 12
+"""Validations of a run with a fixed number of steps."""
+PATIENCE = 4
+FULL_RATE = 5e-5
+"""Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
+LORA_FACTOR = 10.0
+REFERENCE_PARAMETERS = 135e6
+RATE_LIMITS = (1e-5, 1e-3)
+"""Of a whole model."""
+METHOD_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.1, "ipo": 0.1, "orpo": 0.4, "classify": 1.0}
+PREFERENCES_A_STEP, TEXTS_A_STEP = 16, 32
+PASSES = ((100, 20.0), (1_000, 10.0), (10_000, 5.0), (math.inf, 3.0))
+"""Up to so many examples: passes after which more only memorises."""
+USUAL_PASSES = ((1_000, 5.0), (20_000, 3.0), (math.inf, 1.0))
+"""Passes of a run without a time."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the planner must know of the examples and the machine."""
+
+    examples: int
+    """To learn from: sequences, or pairs of a preference."""
+    tokens: int
+    """Of all of them together."""
+    longest: int
+    held_out: int
+
+    @property
+    def mean(self) -> float:
+        """Tokens of an example."""
+        return self.tokens / max(1, self.examples)
+
+
+def context_limit(settings: FinetuneConfig, model: GPTConfig) -> int:
+    """Tokens of an example at most.
+
+    :raises UsageError: more were asked for than the model has.
+    """
+    wanted = settings.context_length
+    if wanted is not None and wanted > model.context_length:
+        limit = model.context_length
+        raise UsageError(f"context_length {wanted} is longer than the model's {limit}; use --context-length {limit} or less")
+    return wanted or min(model.context_length, CONTEXT_LIMIT)
+
+
+def lora_settings(settings: FinetuneConfig) -> LoraSettings | None:
+    """The adapter that was asked for; None trains the model itself."""
+    if settings.lora is False:
+        return None
+    rank = settings.rank or 16
+    return LoraSettings(
+        rank=rank, alpha=settings.alpha or 2.0 * rank, dropout=settings.lora_dropout or 0.0,
+        targets=settings.target_names or ("all",), rslora=settings.rslora, dora=settings.dora,
+    )  # fmt: skip
+
+
+def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Method, *, is_lora: bool) -> OptimizerSettings:
+    """AdamW with the rate that fits the size of the model."""
+    rate = settings.learning_rate
+    if rate is None:
+        low, high = RATE_LIMITS
+        whole = min(high, max(low, FULL_RATE * math.sqrt(REFERENCE_PARAMETERS / model.parameter_count())))
+        rate = whole * (LORA_FACTOR if is_lora else 1.0) * METHOD_FACTORS[method]
+    decay = settings.weight_decay or 0.0
+    head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
+    return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8)
+
+
+def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: Facts, tokens_affordable: float) -> Shape:
+    """Rows and batch.
+
+    :param tokens_affordable: that the time has room for; infinite where it does not decide.
+    """
+    limit = context_limit(settings, model)
+    longest = min(limit, -(-facts.longest // ROUNDED_TO) * ROUNDED_TO)
+    pack = settings.pack and method == "sft"
+    context = max(longest, min(limit, PACKED_ROW)) if pack else longest
+    if pack and settings.context_length is None:
+        context = max(longest, min(context, -(-max(facts.tokens, 8) // ROUNDED_TO) * ROUNDED_TO))  # few examples: one short row
+    at_once = max(1, PASS_VALUES // (model.hidden_size * model.layers * context * (2 if method in PREFERENCE_METHODS else 1)))
+    rows = _rows_a_step(method, facts, context, pack, tokens_affordable)
+    if settings.batch_size:
+        return Shape(context, settings.batch_size, settings.accumulation or 1, pack)
+    accumulation = settings.accumulation or -(-rows // at_once)
+    return Shape(context, max(1, round(rows / accumulation)), accumulation, pack)
+
+
+def _rows_a_step(method: Method, facts: Facts, context: int, pack: bool, tokens_affordable: float) -> int:
+    least, most = STEP_TOKENS
+    if facts.tokens > 1_000_000:
+        most *= 2
+    if method == "sft":
+        wanted = max(least, min(most, facts.tokens / STEPS_A_PASS, tokens_affordable / LEAST_STEPS))
+        return max(1, round(wanted / (context if pack else facts.mean)))
+    at_most = PREFERENCES_A_STEP if method in PREFERENCE_METHODS else TEXTS_A_STEP
+    each = facts.mean * (2 if method in PREFERENCE_METHODS else 1)
+    return max(2, min(at_most, facts.examples // STEPS_A_PASS, int(tokens_affordable / LEAST_STEPS / max(each, 1))))
+
+
+def budget_seconds(settings: FinetuneConfig) -> float | None:
+    """For everything, None where steps or passes decide."""
+    return None if settings.steps or settings.epochs else 60.0 * (settings.minutes or DEFAULT_MINUTES)
+
+
+def make_recipe(
+    settings: FinetuneConfig, model: GPTConfig, method: Method, *, dtype: str, labels: tuple[str, ...] = ()
+) -> Recipe:
+    """What is trained and with which rate; this does not depend on the time."""
+    lora = lora_settings(settings)
+    return Recipe(
+        method=method, lora=lora, optimizer=optimizer_settings(settings, model, method, is_lora=lora is not None), dtype=dtype,
+        seed=settings.seed, labels=labels, beta=settings.beta or 0.1, label_smoothing=settings.label_smoothing,
+        checkpointing=settings.checkpointing, int8_base=settings.int8_base,
+    )  # fmt: skip
+
+
+def make_plan(
+    settings: FinetuneConfig, model: GPTConfig, recipe: Recipe, facts: Facts, *, trained_parameters: int, seconds: float | None,
+    tokens_per_second: float, steps_per_epoch: Callable[[Shape], float],
+) -> FinetunePlan:  # fmt: skip
+    """The run that ends in ``seconds`` of training (or after the steps or passes that ``settings`` name).
+
+    :param tokens_per_second: as measured; not-a-number where time does not decide.
+    :param steps_per_epoch: how many steps of a shape one pass over the examples takes, general text left out.
+    :raises UsageError: sizes do not fit together.
+    """
+    affordable = math.inf if seconds is None else seconds * tokens_per_second
+    shape = shape_of(settings, model, recipe.method, facts, affordable)
+    a_pass = max(steps_per_epoch(shape), 1e-6) / (1.0 - settings.replay)
+    step_tokens = facts.tokens / (1.0 - settings.replay) / a_pass
+    steps, limit, reason = _steps(settings, facts, a_pass, step_tokens, affordable)
+    warmup = max(0.03, min(0.1, 10 / steps))
+    rate = recipe.optimizer.matrix_rate
+    course = Course(
+        steps=steps, budget_seconds=seconds, step_limit=limit, patience=_patience(settings, facts),
+        accumulation=shape.accumulation, learning_rate=rate, warmup=warmup, decay=1.0 - warmup,
+        evaluation_interval=max(1, steps // LOOKS),
+    )  # fmt: skip
+    epochs = steps / a_pass
+    return FinetunePlan(
+        recipe=recipe, shape=shape, course=course, examples=facts.examples, tokens=facts.tokens, epochs=epochs,
+        tokens_per_second=tokens_per_second, trained_parameters=trained_parameters, replay=settings.replay,
+        reasons=(
+            _what_is_trained(recipe, trained_parameters, model),
+            f"learning rate: {rate:.2g}, {_why_rate(settings, recipe, model)}",
+            f"rows: up to {shape.context_length:,} tokens{', several examples packed into one' if shape.pack else ''}; "
+            f"{shape.batch_size} a pass, {shape.accumulation} {'pass' if shape.accumulation == 1 else 'passes'} a step",
+            f"steps: {reason}, {epochs:.1f} passes over {facts.examples:,} examples of {facts.tokens:,} tokens",
+        ),
+    )  # fmt: skip
+
+
+def _steps(
+    settings: FinetuneConfig, facts: Facts, a_pass: float, step_tokens: float, affordable: float
+) -> tuple[int, int | None, str]:
+    """(steps, those after which a timed run ends as well, why)"""
+    if settings.steps:
+        return settings.steps, None, f"{settings.steps:,} as given"
+    if settings.epochs:
+        steps = max(1, round(settings.epochs * a_pass))
+        return steps, None, f"{steps:,} for {settings.epochs:g} passes as given"
+    passes = next(passes for examples, passes in PASSES if facts.examples <= examples)
+    limit = max(1, math.ceil(passes * a_pass))
+    in_time = max(1, int(affordable / max(step_tokens, 1.0)))
+    if in_time < limit:
+        return in_time, limit, f"about {in_time:,} in the time there is"
+    return limit, limit, f"{limit:,}: more than {passes:g} passes over so few examples would only memorise"
+
+
+def _patience(settings: FinetuneConfig, facts: Facts) -> int | None:
+    """A number of steps that was given is taken; other runs end when the held-out loss rises."""
+    if settings.patience is not None:
+        return settings.patience
+    return PATIENCE if facts.held_out and not settings.steps else None
+
+
+def _what_is_trained(recipe: Recipe, trained: int, model: GPTConfig) -> str:
+    whole, lora = model.parameter_count(), recipe.lora
+    if lora is None:
+        return f"trained: the model itself, {whole / 1e6:.1f}M parameters"
+    kind = "DoRA" if lora.dora else "LoRA"
+    return f"trained: a {kind} adapter of rank {lora.rank}, {trained / 1e6:.2f}M parameters beside {whole / 1e6:.1f}M"
+
+
+def _why_rate(settings: FinetuneConfig, recipe: Recipe, model: GPTConfig) -> str:
+    if settings.learning_rate:
+        return "as given"
+    return f"for {'an adapter of ' if recipe.lora else ''}a model of {model.parameter_count() / 1e6:.1f}M parameters"
