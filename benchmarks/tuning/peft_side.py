@@ -35,9 +35,13 @@ class TransformersPEFT:
         self.model.train()
         self.model.config.use_cache = False
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # As transformers' Trainer has it: norms and biases do not decay.
+        groups = [
+            {"params": [each for each in self.parameters if each.dim() > 1], "weight_decay": spec.weight_decay},
+            {"params": [each for each in self.parameters if each.dim() < 2], "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=spec.learning_rate, betas=tuple(spec.betas), eps=spec.epsilon, weight_decay=spec.weight_decay,
-            fused=True,
+            groups, lr=spec.learning_rate, betas=tuple(spec.betas), eps=spec.epsilon, fused=True
         )  # fmt: skip
         self.network: Any = torch.compile(self.model) if spec.options.get("compiled") else self.model
 
@@ -90,7 +94,7 @@ class TransformersPEFT:
         gradients = {name: each.grad for name, each in self.model.named_parameters() if each.grad is not None}
         save_file(gradients, output)
         accuracy = float((margins > 0).float().mean())
-        return {"loss": float(loss), "accuracy": accuracy, "margin": float(margins.mean()), "encoded": encoded}
+        return {"loss": loss.item(), "accuracy": accuracy, "margin": margins.mean().item(), "encoded": encoded}
 
     def tune(self, train: str, seconds: float, seed: int, output: str) -> dict[str, int]:
         """Learn from the chats of a jsonl file for a time, and write the adapter."""

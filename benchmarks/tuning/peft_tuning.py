@@ -31,7 +31,8 @@ def answered(tokenizer: Any, chat: Sequence[dict[str, str]]) -> tuple[list[int],
     prompt = tokenizer.apply_chat_template(chat[:-1], add_generation_prompt=True, tokenize=True, return_dict=False)
     ids = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=False)
     assert ids[: len(prompt)] == prompt, "the template changes what was before the answer"
-    ids = ids[: ids.index(tokenizer.eos_token_id, len(prompt)) + 1]
+    ends = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    ids = ids[: next(place for place in range(len(prompt), len(ids)) if ids[place] in ends) + 1]
     return ids, [place >= len(prompt) for place in range(len(ids))]
 
 

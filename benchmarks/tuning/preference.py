@@ -26,7 +26,7 @@ def preference(ours: TuneSpec, theirs: TuneSpec, chats: Chats, pairs: int) -> di
     rejected = [[*chat[:-1], other[-1]] for chat, other in zip(chosen, [*chosen[1:], chosen[0]], strict=True)]
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
-        policy = _moved(Path(ours.path), Path(temporary) / "policy")
+        policy = moved(Path(ours.path), Path(temporary) / "policy")
         for spec in (ours, theirs):
             console.print(f"[dim]preference: {spec.name}, {pairs} pairs[/]", highlight=False)
             output = Path(temporary) / f"{spec.kind}.safetensors"
@@ -39,7 +39,7 @@ def preference(ours: TuneSpec, theirs: TuneSpec, chats: Chats, pairs: int) -> di
     return _result(found, pairs)
 
 
-def _moved(folder: Path, target: Path) -> Path:
+def moved(folder: Path, target: Path) -> Path:
     """A copy of the model that has gone some way, the same way in every run."""
     shutil.copytree(folder, target)
     weights = load_file(target / "model.safetensors")
