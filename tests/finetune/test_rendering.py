@@ -169,6 +169,20 @@ def test_generation_blocks_say_what_is_learned(loaded: Callable[[str], Tokenizer
     assert only_content.to_dict() == marked[0].to_dict(), "the end of a turn is learned although the block leaves it out"
 
 
+def test_generation_blocks_give_the_mask_that_transformers_gives(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = train_tokenizer(["The cat sat on the mat. " * 20], vocab_size=300).with_chat_template(CHATML)
+    tokenizer.save(tmp_path / "tokenizer")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer").apply_chat_template(
+        list(PLAIN), return_dict=True, return_assistant_tokens_mask=True, tokenize=True
+    )
+    (encoded,) = Renderer(tokenizer).encode(Chat(PLAIN, ORIGIN))
+    count = len(encoded)
+    assert encoded.token_ids.tolist() == theirs["input_ids"][:count]
+    assert encoded.learned.tolist() == [bool(value) for value in theirs["assistant_masks"][:count]]
+    assert not any(theirs["assistant_masks"][count:])
+
+
 def test_a_turn_of_weight_zero_is_read_but_not_learned(loaded: Callable[[str], Tokenizer]) -> None:
     renderer = Renderer(with_template(loaded("byte_level"), "smollm2"))
     messages = (user("Hi"), assistant("Hello", weight=0), user("Bye"), assistant("See you", weight=1))
