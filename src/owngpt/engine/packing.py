@@ -106,6 +106,10 @@ class Packer:
         self.weights: dict[str, PackedWeight] = {}
         """By the name of the module."""
 
+    def __contains__(self, module: str) -> bool:
+        """Whether the shape has a module of this name; a model may have others beside."""
+        return module in self._modules
+
     def __call__(self, name: str, tensor: Tensor | GroupedTensor) -> Tensor:
         """Pack a matrix of the model and leave its shape; hand on any other tensor, in memory of its own."""
         module, _, leaf = name.rpartition(".")
@@ -161,6 +165,19 @@ def pack_model(model: GPT, kind: Kind) -> GPT:
             packer(f"{name}.weight", module.weight.data)
             module.weight.data = torch.empty(0)
     return packer.install(model)
+
+
+def packed_copy(model: GPT, kind: Kind) -> GPT:
+    """A packed model beside a plain one, which stays as it is; norms and biases are converted, all else is packed anew."""
+    packer = Packer(model.config, kind)
+    for name, module in model.named_modules():
+        if name in packer and isinstance(module, Linear | Embedding):
+            packer(f"{name}.weight", module.weight.data)
+    with torch.device("meta"):
+        twin = GPT(model.config)
+    names = set(twin.state_dict())
+    twin.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in names}, assign=True)
+    return packer.install(twin)
 
 
 def requantized(model: GPT, kind: Kind) -> GPT:

@@ -11,6 +11,7 @@ from tiny_report import ListStore, PlainRenderer, completions, network, store_of
 
 from owngpt.errors import DataError
 from owngpt.finetune.examples.example import Labelled, Origin, PlainText, Preference
+from owngpt.finetune.objectives.classification import attach_head
 from owngpt.finetune.report.measure import Measurement, measure
 
 ORIGIN = Origin("rows.jsonl", 1)
@@ -86,15 +87,23 @@ def test_the_sequences_of_a_preference_stay_together() -> None:
     assert len(found.answers) == 5 and found.answers[0].reference == "good"
 
 
-def test_a_classifier_is_asked_for_every_held_out_text() -> None:
+def test_a_classifier_takes_every_held_out_text_for_something() -> None:
     words = tokenizer()
-    renderer, examples = PlainRenderer(words), [Labelled("good day", "yes", ORIGIN), Labelled("bad day", "no", ORIGIN)]
-    found = measure(
-        network(words), words, renderer, examples, store_of(renderer, examples), seconds=None, seed=0,
-        classify=lambda _, texts: ["yes" for _ in texts],
-    )  # fmt: skip
-    assert [(guess.label, guess.guess) for guess in found.guesses] == [("yes", "yes"), ("no", "yes")]
-    assert not found.answers and math.isnan(found.loss)
+    labels = ("no", "yes")
+    renderer = PlainRenderer(words, labels)
+    examples = [Labelled(text, label, ORIGIN) for text, label in (("good day", "yes"), ("bad day", "no"), ("nice", "yes"))]
+    model, store = network(words), store_of(renderer, examples)
+    without = measure(model, words, renderer, examples, store, seconds=None, seed=0, labels=labels)
+    assert not without.guesses and math.isnan(without.loss)
+    attach_head(model, 2, seed=1)
+    found = measure(model, words, renderer, examples, store, seconds=None, seed=0, labels=labels)
+    assert sorted((guess.index, guess.label) for guess in found.guesses) == [(0, "yes"), (1, "no"), (2, "yes")]
+    assert found.loss == pytest.approx(math.log(2), rel=0.2)
+    for guess in found.guesses:  # the head reads the last token's hidden state
+        ids = torch.from_numpy(store.example(guess.index).token_ids[:-1])
+        with torch.no_grad():
+            assert labels[int(model.score(model.eval()(ids[None])[0, -1].float()).argmax())] == guess.guess
+    assert not found.answers
 
 
 def test_nothing_held_out_is_no_error() -> None:

@@ -39,8 +39,8 @@ def completions(count: int) -> list[Example]:
 class PlainRenderer:
     """Prompt, answer, end of text."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, labels: Sequence[str] = ()) -> None:
+        self.tokenizer, self.labels = tokenizer, labels
 
     def encode(self, example: Example) -> list[Encoded]:
         match example:
@@ -50,9 +50,9 @@ class PlainRenderer:
                 return [self._pair(prompt, answer, example.origin) for answer in (chosen, rejected)]
             case PlainText(text=text):
                 return [self._pair("", text, example.origin)]
-            case Labelled(text=text):
+            case Labelled(text=text, label=label):
                 ids = np.array([*self.tokenizer.encode(text), self.tokenizer.end_of_text_id])
-                return [Encoded(ids, np.zeros(len(ids), dtype=bool), example.origin, 0)]
+                return [Encoded(ids, np.zeros(len(ids), dtype=bool), example.origin, self.labels.index(label))]
         raise AssertionError(example)
 
     def _pair(self, prompt: str, answer: str, origin: Origin) -> Encoded:

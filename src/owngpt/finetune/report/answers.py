@@ -7,11 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.engine import Engine
+from owngpt.engine.packing import packed_copy, recordable
 from owngpt.engine.request import Failed, Piece, Request, Stream
+from owngpt.engine.runner import PackedRunner, Runner
 from owngpt.engine.torch_runner import BLOCK, TorchRunner
+from owngpt.engine.tuning import tune
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, PlainText, Preference
 from owngpt.finetune.report.repetition import distinct_share, loops
@@ -100,7 +104,7 @@ def answer(
     longest = min(room, max(len(question.prompt_ids) for question in fitting) + limit)
     rows = min(_rows(network, longest), len(fitting))
     answers: list[Answer] = []
-    runner = TorchRunner(network, 1 + rows * (1 + -(-longest // BLOCK)))
+    runner = _runner(network, 1 + rows * (1 + -(-longest // BLOCK)))
     with Engine(runner, tokenizer, context_length=room, most_rows=rows) as engine:
         for first in range(0, len(fitting), rows):
             began = time.monotonic()
@@ -109,6 +113,16 @@ def answer(
             if deadline is not None and time.monotonic() + took > deadline:
                 break
     return answers
+
+
+def _runner(network: GPT, blocks: int) -> Runner:
+    """What serves this network, without taking it apart: it may have to learn on."""
+    weight = network.embedding.weight
+    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or recordable(network) is not None:
+        return TorchRunner(network, blocks)
+    runner = PackedRunner(packed_copy(network, "bf16"), blocks)
+    tune(runner)
+    return runner
 
 
 def _rows(network: GPT, tokens: int) -> int:

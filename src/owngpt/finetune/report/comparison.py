@@ -42,7 +42,7 @@ class Line:
     @property
     def change(self) -> float:
         """Of the number, as a fraction of what it was; not-a-number where it was nothing."""
-        return self.after / self.before - 1 if self.before else math.nan
+        return self.after / self.before - 1 if self.before and math.isfinite(self.before) else math.nan
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class Comparison:
     """Whether answers stop and repeat."""
     forgotten: tuple[Line, ...]
     """On general text."""
-    confusion: tuple[Confusion, Confusion] | None
+    confusion: tuple[Confusion | None, Confusion] | None
+    """Before, where the network had a head over classes already, and after."""
     knows: tuple[GeneralLanguage, ...]
     """Languages of the general text that the network knew before."""
 
@@ -72,7 +73,7 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         lists = {name: [asdict(line) for line in getattr(self, name)] for name in ("gained", "writing", "forgotten")}
-        confusion = None if self.confusion is None else [confusion.to_dict() for confusion in self.confusion]
+        confusion = None if self.confusion is None else [each and each.to_dict() for each in self.confusion]
         return {**lists, "confusion": confusion, "knows": list(self.knows)}
 
 
@@ -81,12 +82,12 @@ def compare(before: Measurement, after: Measurement) -> Comparison:
     losses = _common(before.losses, after.losses, lambda loss: loss.index)
     general = _common(before.general, after.general, lambda loss: (loss.language, loss.index))
     answers = _common(before.answers, after.answers, lambda answer: answer.index)
-    guesses = _common(before.guesses, after.guesses, lambda guess: guess.index)
+    guesses = _common(before.guesses, after.guesses, lambda guess: guess.index) if before.guesses else ([], [*after.guesses])
     knows = _known(general[0])
     gained = [*_loss_lines(*losses, before.kind), *_preference_lines(*losses, before.kind)]
-    confusion = (Confusion.of(guesses[0]), Confusion.of(guesses[1])) if guesses[0] else None
+    confusion = (Confusion.of(guesses[0]) if guesses[0] else None, Confusion.of(guesses[1])) if guesses[1] else None
     if confusion is not None:
-        gained += _class_lines(confusion, len(guesses[0]))
+        gained += _class_lines(confusion, len(guesses[1]))
     if before.kind != "text":
         gained += _text_lines(*answers)
     return Comparison(tuple(gained), tuple(_writing_lines(*answers)), tuple(_general_lines(*general, knows)), confusion, knows)
@@ -132,7 +133,10 @@ def _preference_lines(before: Sequence[SequenceLoss], after: Sequence[SequenceLo
     pairs = [index for index in then if index % 2 == 0 and index + 1 in then]
     if not pairs:
         return []
-    likelier = [fmean(nats[index] < nats[index + 1] for index in pairs) for nats in (then, now)]
+    targets = {loss.index: loss.targets for loss in before}
+    likelier = [
+        fmean(nats[index] / targets[index] < nats[index + 1] / targets[index + 1] for index in pairs) for nats in (then, now)
+    ]
     moved = fmean(then[index] - now[index] > then[index + 1] - now[index + 1] for index in pairs)
     return [
         Line("win rate", likelier[0], likelier[1], "higher", len(pairs), "percent"),
@@ -141,11 +145,11 @@ def _preference_lines(before: Sequence[SequenceLoss], after: Sequence[SequenceLo
     ]
 
 
-def _class_lines(confusion: tuple[Confusion, Confusion], count: int) -> list[Line]:
+def _class_lines(confusion: tuple[Confusion | None, Confusion], count: int) -> list[Line]:
     before, after = confusion
     return [
-        Line("accuracy", before.accuracy, after.accuracy, "higher", count, "percent"),
-        Line("macro F1", before.macro_f1, after.macro_f1, "higher", count, "percent"),
+        Line("accuracy", before.accuracy if before else math.nan, after.accuracy, "higher", count, "percent"),
+        Line("macro F1", before.macro_f1 if before else math.nan, after.macro_f1, "higher", count, "percent"),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from owngpt.text.tokenizer import Tokenizer
 
 GeneralLanguage = Literal["English", "Chinese"]
 FILES: dict[GeneralLanguage, str] = {"English": "general_english.txt", "Chinese": "general_chinese.txt"}
+TRIED = 3
+"""Texts of each language that are tried, the first of them whatever time it takes."""
+FOREIGN_BITS = 2.3
+"""Bits per byte from which a network is taken not to know a language; a single character at random has more than 2.5."""
 SEPARATOR = "\n---\n"
 """Between the texts of a file."""
 
@@ -39,20 +44,32 @@ def general_texts(language: GeneralLanguage) -> list[str]:
 
 
 def general_losses(network: GPT, tokenizer: Tokenizer, deadline: float | None) -> list[GeneralLoss]:
-    """The loss on each text, languages in turn, as many as the time allows.
+    """The loss on each text, languages in turn, as many as the time allows; of a language that the network turns out not to
+    know, only the first few.
 
     Every token counts once, with at least half a context of history where its text has that. A text's first token is
     predicted from the token that begins a text; where a tokenizer has none it costs ln V nats.
     """
     texts = _in_turn()
-    places, pieces = [], []
-    tokens, fixed = [], []
+    one, tried = len(FILES), TRIED * len(FILES)
+    found = _losses(network, tokenizer, texts[:one], None)  # the least that says anything
+    found += _losses(network, tokenizer, texts[one:tried], deadline)
+    known = [language for language in FILES if _may_know(found, language)] or [*FILES]
+    return found + _losses(network, tokenizer, [text for text in texts[tried:] if text[0] in known], deadline)
+
+
+def _losses(
+    network: GPT, tokenizer: Tokenizer, texts: Sequence[tuple[GeneralLanguage, int, str]], deadline: float | None
+) -> list[GeneralLoss]:
+    if deadline is not None and time.monotonic() >= deadline:
+        return []
+    places, pieces, tokens = [], [], []
+    start, length = tokenizer.begin_of_text_id, network.config.context_length
+    fixed = math.log(network.config.vocab_size) if start is None else 0.0
     for place, (_, _, text) in enumerate(texts):
-        token_ids, start = tokenizer.encode(text), tokenizer.begin_of_text_id
+        token_ids = tokenizer.encode(text)
         tokens.append(len(token_ids))
-        fixed.append(math.log(network.config.vocab_size) if start is None else 0.0)
         known = token_ids if start is None else [start, *token_ids]
-        length = network.config.context_length
         for window in windows(known, context_length=length, stride=max(1, length // 2)):
             places.append(place)
             pieces.append(window)
@@ -61,10 +78,15 @@ def general_losses(network: GPT, tokenizer: Tokenizer, deadline: float | None) -
         sums[places[index]] += nats
         seen[places[index]] += 1
     return [
-        GeneralLoss(language, index, sums[place] + fixed[place], tokens[place], len(text.encode("utf-8")))
+        GeneralLoss(language, index, sums[place] + fixed, tokens[place], len(text.encode("utf-8")))
         for place, (language, index, text) in enumerate(texts)
         if seen[place] == places.count(place)
     ]
+
+
+def _may_know(found: Sequence[GeneralLoss], language: GeneralLanguage) -> bool:
+    losses = [loss for loss in found if loss.language == language]
+    return not losses or bits_per_byte(losses) < FOREIGN_BITS
 
 
 def perplexity(losses: Sequence[GeneralLoss]) -> float:

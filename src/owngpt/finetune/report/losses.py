@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
 
-from owngpt.evaluate.bits import BATCH_TOKENS, LOGIT_BYTES
 from owngpt.evaluate.windows import IGNORED, Window, batches
 from owngpt.finetune.encoded import Encoded
+from owngpt.kernels.log_probabilities import linear_log_probabilities
 from owngpt.model.gpt import GPT
 
+BATCH_TOKENS = 1024
+"""Of one pass: many enough for matrix units, few enough to stop in time."""
 ALIKE = 64
 """Windows that are sorted by length before they are laid side by side: padding costs as much as text."""
 
@@ -36,34 +37,31 @@ def window_of(encoded: Encoded) -> Window:
 
 
 def window_nats(network: GPT, windows: Sequence[Window], deadline: float | None) -> Iterator[tuple[int, float]]:
-    """Sum of -ln P over each window's targets, as (index, nats), in no order within groups of :data:`ALIKE`.
+    """Sum of -ln P over each window's targets, as (index, nats); nearly in order.
 
-    Windows of later groups are left out once ``time.monotonic()`` has passed the deadline; the first group never is.
+    What is not begun when ``time.monotonic()`` passes the deadline is left out; the first batch never is.
     """
     # Where a token's rotation depends on its text's length, no other text may lie beside it.
     size = 1 if network.config.turns_by_length else BATCH_TOKENS
     for first in range(0, len(windows), ALIKE):
-        if first and deadline is not None and time.monotonic() >= deadline:
-            return
         group = range(first, min(first + ALIKE, len(windows)))
         order = sorted(group, key=lambda index: len(windows[index].inputs))
         place = iter(order)
         for inputs, targets in batches((windows[index] for index in order), size):
             for nats in _row_nats(network, inputs, targets):
                 yield next(place), nats
+            if deadline is not None and time.monotonic() >= deadline:
+                return
 
 
 @torch.no_grad()
 def _row_nats(network: GPT, inputs: torch.Tensor, targets: torch.Tensor) -> list[float]:
-    """(B, T) each → the sum of each row's losses, in float64; logits of positions that do not count are not computed."""
+    """(B, T) each → the sum of each row's losses, in float64; places without a target are not multiplied with the vocabulary."""
     device = network.embedding.weight.device
     inputs, targets = inputs.to(device), targets.to(device)
     scored = targets != IGNORED
-    hidden, wanted, rows = network(inputs)[scored], targets[scored], scored.nonzero()[:, 0].cpu()
+    hidden, weight = network.head_factors(network(inputs)[scored])
+    losses = -linear_log_probabilities(hidden, weight, targets[scored]).double().cpu()
     sums = torch.zeros(len(inputs), dtype=torch.float64)
-    step = max(1, LOGIT_BYTES // (4 * network.config.vocab_size))
-    for start in range(0, len(wanted), step):
-        logits = network.head(hidden[start : start + step])
-        losses = cross_entropy(logits, wanted[start : start + step], reduction="none")
-        sums.index_add_(0, rows[start : start + step], losses.double().cpu())
+    sums.index_add_(0, scored.nonzero()[:, 0].cpu(), losses)
     return [float(value) for value in sums]

@@ -14,9 +14,11 @@ import numpy as np
 
 from owngpt.config.files import atomic_write_text
 from owngpt.errors import DataError
+from owngpt.evaluate.windows import IGNORED
 from owngpt.finetune.encoded import Encoded
-from owngpt.finetune.examples.example import Example, Kind, Labelled
+from owngpt.finetune.examples.example import Example, Kind
 from owngpt.finetune.report.answers import Answer, Question, answer, answer_limit, question_of
+from owngpt.finetune.report.classes import class_scores
 from owngpt.finetune.report.forgetting import GeneralLoss, general_losses
 from owngpt.finetune.report.kinds import kind_of
 from owngpt.finetune.report.labels import Guess
@@ -46,14 +48,6 @@ class Encoder(Protocol):
 
     def encode(self, example: Example) -> Sequence[Encoded]:
         """An example's sequences."""
-        ...
-
-
-class Classifier(Protocol):
-    """Tells classes apart."""
-
-    def __call__(self, network: GPT, examples: Sequence[Labelled]) -> Sequence[str]:
-        """The label that the network gives each text."""
         ...
 
 
@@ -130,7 +124,7 @@ def measure(
     *,
     seconds: float | None,
     seed: int,
-    classify: Classifier | None = None,
+    labels: Sequence[str] = (),
 ) -> Measurement:
     """Loss on held-out examples and on general text, and the likeliest answers to held-out prompts.
 
@@ -141,7 +135,7 @@ def measure(
     :param held_out: the examples.
     :param store: their sequences.
     :param seconds: time for all of it. The least that says anything is always measured, so a second or two may come on top.
-    :param classify: for labelled texts, what tells the classes.
+    :param labels: the classes in the order of their indices, where the network has a head over them.
     """
     began = time.monotonic()
     budget = math.inf if seconds is None else seconds
@@ -152,9 +146,9 @@ def measure(
     questions = _questions(held_out, renderer, tokenizer, seed)
     limit = answer_limit(questions)
     try:
-        losses = _losses(network, store, kind, seed, began + SHARES["loss"] * budget)
-        general = general_losses(network, tokenizer, time.monotonic() + SHARES["general"] * budget)
-        guesses = _guesses(network, held_out, classify)
+        deadline = _finite(began + SHARES["loss"] * budget)
+        losses, guesses = _scores(network, store, kind, seed, deadline, labels)
+        general = general_losses(network, tokenizer, _finite(time.monotonic() + SHARES["general"] * budget))
         answers = answer(network, tokenizer, questions, limit=limit, deadline=_finite(began + budget), most=MOST_ANSWERS)
     finally:
         network.train(was_training)
@@ -164,14 +158,19 @@ def measure(
     )
 
 
-def _losses(network: GPT, store: Sequences, kind: Kind, seed: int, deadline: float) -> list[SequenceLoss]:
+def _scores(
+    network: GPT, store: Sequences, kind: Kind, seed: int, deadline: float | None, labels: Sequence[str]
+) -> tuple[list[SequenceLoss], list[Guess]]:
+    """The loss of each sequence in the drawn order, and of a text with a label what it is taken for."""
     order = _sequence_order(len(store), kind, seed)
+    if kind == "label":
+        return class_scores(network, [(index, store.example(index)) for index in order], labels, deadline)
     windows = [window_of(store.example(index)) for index in order]
     found = []
-    for place, nats in window_nats(network, windows, _finite(deadline)):
-        targets = sum(target >= 0 for target in windows[place].targets)
+    for place, nats in sorted(window_nats(network, windows, deadline)):
+        targets = sum(target != IGNORED for target in windows[place].targets)
         found.append(SequenceLoss(order[place], nats, targets))
-    return sorted(found, key=lambda loss: order.index(loss.index))
+    return found, []
 
 
 def _sequence_order(count: int, kind: Kind, seed: int) -> list[int]:
@@ -191,14 +190,6 @@ def _questions(held_out: Sequence[Example], renderer: Encoder, tokenizer: Tokeni
         if len(questions) == MOST_ANSWERS:
             break
     return questions
-
-
-def _guesses(network: GPT, held_out: Sequence[Example], classify: Classifier | None) -> list[Guess]:
-    if classify is None:
-        return []
-    examples = [(index, example) for index, example in enumerate(held_out) if isinstance(example, Labelled)]
-    labels = classify(network, [example for _, example in examples])
-    return [Guess(index, example.label, guess) for (index, example), guess in zip(examples, labels, strict=True)]
 
 
 def _order(count: int, seed: int) -> list[int]:

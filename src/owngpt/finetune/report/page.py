@@ -29,7 +29,7 @@ EXPLAINED = {
     "token F1": "words shared with the owner's answer",
     "ROUGE-L": "longest common subsequence of words (of characters in Chinese)",
     "chrF": "groups of characters shared with the owner's answers",
-    "win rate": "pairs whose chosen answer is the likelier one",
+    "win rate": "pairs whose chosen answer is the likelier one, token for token",
     "win rate against the network of before": "pairs that moved towards the chosen answer",
     "accuracy": "texts that were given their own class",
     "macro F1": "mean F1 of the classes, rare ones counting as much as common ones",
@@ -121,6 +121,8 @@ def _number(line: Line, value: float) -> str:
 
 
 def _change(line: Line) -> str:
+    if not math.isfinite(line.before):
+        return "–"
     if line.style == "percent":
         return f"{100 * (line.after - line.before):+.1f} points"
     return f"{line.change:+.1%}" if math.isfinite(line.change) else "–"
@@ -130,13 +132,13 @@ def _of(line: Line) -> str:
     return f"{line.count}" if line.wins is None else f"{line.count} ({line.wins} better)"
 
 
-def _classes(confusion: tuple[Confusion, Confusion] | None, pictures: Mapping[str, str]) -> str:
+def _classes(confusion: tuple[Confusion | None, Confusion] | None, pictures: Mapping[str, str]) -> str:
     if confusion is None:
         return ""
     after = confusion[1]
     rows = ["| number | class | texts | F1 before | F1 after |", "|---:|---|---:|---:|---:|"]
     for place, (label, score) in enumerate(after.f1.items()):
-        earlier = confusion[0].f1.get(label, math.nan)
+        earlier = confusion[0].f1.get(label, math.nan) if confusion[0] else math.nan
         shown = f"{earlier:.1%}" if math.isfinite(earlier) else "–"
         rows.append(f"| {place + 1} | {_inline(label)} | {int(after.counts[place].sum())} | {shown} | {score:.1%} |")
     return _section("Classes", "\n".join(rows), _picture(pictures, "confusion", "Who was taken for whom"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ def draw_scores(comparison: Comparison, picture: Path) -> bool:
     figure, axes = _figure(8, 1.4 + 0.62 * len(lines))
     for place, line in enumerate(lines):
         for offset, value, color in ((-0.19, line.before, BEFORE), (0.19, line.after, AFTER)):
+            if not math.isfinite(value):
+                continue
             axes.barh(place + offset, 100 * value, height=0.36, color=color)
             axes.text(100 * value + 1, place + offset, f"{100 * value:.0f} %", va="center", fontsize=9)
     axes.set_yticks(range(len(lines)), [_with_aim(line) for line in lines])

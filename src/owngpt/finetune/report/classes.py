@@ -1,0 +1,44 @@
+"""What a network with a head over classes takes held-out texts for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.objectives.class_batches import text_batch
+from owngpt.finetune.objectives.classification import class_logits, head_of
+from owngpt.finetune.report.labels import Guess
+from owngpt.finetune.report.losses import SequenceLoss
+from owngpt.model.gpt import GPT
+
+TEXTS = 16
+"""In one pass."""
+
+
+@torch.no_grad()
+def class_scores(
+    network: GPT, texts: Sequence[tuple[int, Encoded]], labels: Sequence[str], deadline: float | None
+) -> tuple[list[SequenceLoss], list[Guess]]:
+    """Cross-entropy of each text's class, one target a text, and the likeliest class; nothing where there is no head yet.
+
+    :param texts: index in the store, and the text.
+    :param labels: the classes in the order of their indices.
+    :param deadline: of ``time.monotonic()``; the first texts are always read.
+    """
+    losses: list[SequenceLoss] = []
+    guesses: list[Guess] = []
+    size = 1 if network.config.turns_by_length else TEXTS
+    for first in range(0, len(texts) if head_of(network) is not None else 0, size):
+        group = texts[first : first + size]
+        batch = text_batch((text for _, text in group), network.config.context_length, packed=False)
+        logits, classes = class_logits(network, batch)
+        nats = -logits.log_softmax(-1).gather(1, classes[:, None])[:, 0]
+        for (index, text), loss, guess in zip(group, nats.tolist(), logits.argmax(-1).tolist(), strict=True):
+            losses.append(SequenceLoss(index, loss, 1))
+            guesses.append(Guess(index, labels[text.label], labels[guess]))
+        if deadline is not None and time.monotonic() >= deadline:
+            break
+    return losses, guesses
