@@ -54,7 +54,7 @@ def test_batches_come_back_in_order(tokenizer: Tokenizer) -> None:
 def test_a_process_that_ends_is_stood_in_for(tokenizer: Tokenizer) -> None:
     expected = [BulkEncoder(tokenizer).encode(batch).ids.tolist() for batch in BATCHES]
     with EncoderPool(tokenizer, 2) as pool:
-        pool._workers[0].kill()
+        pool._processes.workers[0].kill()
         found = [encoded.ids.tolist() for _, encoded in pool.map(BATCHES, lambda batch: batch)]
     assert found == expected
 
@@ -63,5 +63,5 @@ def test_processes_and_files_are_gone_afterwards_and_after_an_error(tokenizer: T
     with pytest.raises(KeyboardInterrupt), EncoderPool(tokenizer, 2) as pool:
         for _ in pool.map(BATCHES, lambda batch: batch):
             raise KeyboardInterrupt
-    assert all(worker.poll() is not None for worker in pool._workers)
+    assert all(worker.poll() is not None for worker in pool._processes.workers)
     assert not Path(pool._tokenizer_folder.name).exists()
