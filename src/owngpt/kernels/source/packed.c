@@ -35,13 +35,6 @@ static inline void int8_floats(const uint8_t *tile, int row, __m512 *low, __m512
     *high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
 }
 
-/* The numbers of a row of an int8 tile as bf16, in which they are exact: without the factor. */
-static inline __m512i int8_numbers(const uint8_t *tile, int row) {
-    __m512 low, high;
-    int8_floats(tile, row, &low, &high);
-    return (__m512i)_mm512_cvtne2ps_pbh(high, low);
-}
-
 /* The values of a row of an int8 tile. */
 static inline __m512i int8_row(const uint8_t *tile, int row) {
     __m512 low, high, factor = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 512))[row]));
@@ -122,59 +115,127 @@ static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {
     return (__m512bh)_mm512_maskz_loadu_epi16(inside, l->x + row * l->x_stride + 32 * k);
 }
 
-/* Vector dot products of `lines` of a tile's outputs (from `from` on) with `rows` tokens. Both are constants where this is
- * inlined, so that the sums stay in registers. A group of small numbers is summed as they are and multiplied once. */
+/* Vector dot products of `lines` of a bf16 tile's outputs (from `from` on) with `rows` tokens. Both are constants where this is
+ * inlined, so that the sums stay in registers. */
 static inline __attribute__((always_inline)) void few_lines(const Linear *l, const uint8_t *tile, int64_t ahead, int from, const int lines,
                                                             const int rows, float *out) {
-    const __m512i nibbles = (__m512i)_mm512_cvtne2ps_pbh(_mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15),
-                                                         _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-    int64_t bytes = tile_bytes(l->kind);
     __m512 sums[lines][rows];
     UNROLL
     for (int i = 0; i < lines; i++)
         UNROLL
         for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
+    for (int64_t k = 0; k < l->depth; k++, tile += 1024) {
         __m512bh x[rows];
         UNROLL
         for (int m = 0; m < rows; m++) x[m] = row_of(l, m, k);
-        if (!from) ask_ahead(tile, ahead, bytes);
-        if (l->kind == WEIGHT_INT4) {
-            float factors[16];
-            _mm512_storeu_ps(factors, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 256))));
+        if (!from) ask_ahead(tile, ahead, 1024);
+        UNROLL
+        for (int i = 0; i < lines; i++) {
+            __m512bh w = (__m512bh)_mm512_loadu_si512(tile + 64 * (from + i));
             UNROLL
-            for (int i = 0; i < lines; i += 2) {
-                __m512i both = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tile + 16 * (from + i))));
-                __m512bh even = (__m512bh)_mm512_permutexvar_epi16(both, nibbles);
-                __m512bh odd = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(both, 4), nibbles);
-                UNROLL
-                for (int m = 0; m < rows; m++) {
-                    sums[i][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), even, x[m]), _mm512_set1_ps(factors[from + i]), sums[i][m]);
-                    sums[i + 1][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), odd, x[m]), _mm512_set1_ps(factors[from + i + 1]), sums[i + 1][m]);
-                }
-            }
-        } else if (l->kind == WEIGHT_INT8) {
-            float factors[16];
-            _mm512_storeu_ps(factors, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + 512))));
-            UNROLL
-            for (int i = 0; i < lines; i++) {
-                __m512bh w = (__m512bh)int8_numbers(tile, from + i);
-                UNROLL
-                for (int m = 0; m < rows; m++)
-                    sums[i][m] = _mm512_fmadd_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), w, x[m]), _mm512_set1_ps(factors[from + i]), sums[i][m]);
-            }
-        } else
-            UNROLL
-            for (int i = 0; i < lines; i++) {
-                __m512bh w = (__m512bh)_mm512_loadu_si512(tile + 64 * (from + i));
-                UNROLL
-                for (int m = 0; m < rows; m++) sums[i][m] = _mm512_dpbf16_ps(sums[i][m], w, x[m]);
-            }
+            for (int m = 0; m < rows; m++) sums[i][m] = _mm512_dpbf16_ps(sums[i][m], w, x[m]);
+        }
     }
     UNROLL
     for (int i = 0; i < lines; i++)
         UNROLL
         for (int m = 0; m < rows; m++) out[m * 16 + from + i] = _mm512_reduce_add_ps(sums[i][m]);
+}
+
+/* Rows of x beside quantized weights, so that numbers of eight bits multiply, four to a lane: by groups of 32,
+ * value = scale * (256 * high + low) with high in -127 ... 127, which is finer than bf16 but for what is small beside its group. */
+typedef struct {
+    int8_t *numbers; /* rows x depth x (32 high, 32 low) */
+    float *scales, *sums; /* rows x depth; sums are of the values as they are here */
+} Small;
+
+static inline __m512i in_two(__m512 x, __m512 inverse, int8_t *high, int8_t *low) {
+    __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), top = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
+    _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8(top));
+    _mm_storeu_si128((__m128i *)low, _mm512_cvtepi32_epi8(_mm512_sub_epi32(whole, _mm512_slli_epi32(top, 8))));
+    return whole;
+}
+
+static Small small_rows(const Linear *l, uint8_t *room) {
+    const float largest = 127 * 256; /* low is then from -128 to 127 */
+    int64_t groups = l->rows * l->depth;
+    Small x = {(int8_t *)room, (float *)(room + 64 * groups), (float *)(room + 68 * groups)};
+    for (int64_t m = 0; m < l->rows; m++)
+        for (int64_t k = 0; k < l->depth; k++) {
+            int64_t group = m * l->depth + k;
+            int8_t *numbers = x.numbers + 64 * group;
+            __m512i both = (__m512i)row_of(l, m, k);
+            __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
+            __m512 second = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1)), 16));
+            float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second)));
+            float plain = _mm512_reduce_add_ps(_mm512_add_ps(first, second)), wrong = plain - plain; /* 0, or not a number where one is not */
+            __m512 inverse = _mm512_set1_ps(most > 1e-30f ? largest / most : 0.0f);
+            __m512i sum = _mm512_add_epi32(in_two(first, inverse, numbers, numbers + 32), in_two(second, inverse, numbers + 16, numbers + 48));
+            x.scales[group] = most / largest + wrong;
+            x.sums[group] = x.scales[group] * (float)_mm512_reduce_add_epi32(sum);
+        }
+    return x;
+}
+
+static inline float sum_of_half(__m512 x, int high) {
+    __m256 half = _mm512_extractf32x8_ps(x, 1);
+    if (!high) half = _mm512_castps512_ps256(x);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* The same for small weights: two outputs to a register, whose lanes sum four products of whole numbers; a group's sums are
+ * multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
+static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const uint8_t *tile, int64_t ahead, int from, const int kind,
+                                                            const int pairs, const int rows, float *out) {
+    const int64_t bytes = tile_bytes(kind), factors_at = kind == WEIGHT_INT4 ? 256 : 512;
+    const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15), top = _mm512_set1_epi8(-128);
+    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    __m512 sums[pairs][rows];
+    UNROLL
+    for (int i = 0; i < pairs; i++)
+        UNROLL
+        for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
+        __m512 factors = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + factors_at))), scaled[rows];
+        __m512i high[rows], low[rows], less_high[rows], less_low[rows];
+        if (!from) ask_ahead(tile, ahead, bytes);
+        UNROLL
+        for (int m = 0; m < rows; m++) {
+            int64_t group = m * l->depth + k;
+            high[m] = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(x->numbers + 64 * group)));
+            low[m] = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(x->numbers + 64 * group + 32)));
+            scaled[m] = _mm512_mul_ps(factors, _mm512_set1_ps(x->scales[group]));
+            less_high[m] = less_low[m] = _mm512_setzero_si512();
+            if (kind == WEIGHT_INT8) { /* whose weights are taken as 128 more than they are */
+                less_high[m] = _mm512_sub_epi32(less_high[m], _mm512_dpbusd_epi32(_mm512_setzero_si512(), top, high[m]));
+                less_low[m] = _mm512_sub_epi32(less_low[m], _mm512_dpbusd_epi32(_mm512_setzero_si512(), top, low[m]));
+            }
+        }
+        UNROLL
+        for (int i = 0; i < pairs; i++) {
+            __m512i w, chosen = _mm512_add_epi32(halves, _mm512_set1_epi32(2 * (from + i)));
+            if (kind == WEIGHT_INT4) {
+                w = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 32 * (from + i))));
+                w = _mm512_and_si512(_mm512_srlv_epi64(w, shift), nibble);
+            } else w = _mm512_xor_si512(_mm512_loadu_si512(tile + 64 * (from + i)), top);
+            UNROLL
+            for (int m = 0; m < rows; m++) {
+                __m512i product = _mm512_slli_epi32(_mm512_dpbusd_epi32(less_high[m], w, high[m]), 8);
+                if (kind == WEIGHT_INT8) product = _mm512_add_epi32(product, less_low[m]);
+                product = _mm512_dpbusd_epi32(product, w, low[m]);
+                sums[i][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(chosen, scaled[m]), sums[i][m]);
+            }
+        }
+    }
+    UNROLL
+    for (int i = 0; i < pairs; i++)
+        UNROLL
+        for (int m = 0; m < rows; m++) {
+            out[m * 16 + 2 * (from + i)] = sum_of_half(sums[i][m], 0);
+            out[m * 16 + 2 * (from + i) + 1] = sum_of_half(sums[i][m], 1);
+        }
 }
 
 /* What int4's offsets add: for 16 outputs, the sum over groups of offset * (sum of the group's inputs). */
@@ -193,29 +254,32 @@ static void add_offsets(const Linear *l, const uint8_t *tile, const float *group
     case count:                                                                                                               \
         for (int from = 0; from < 16; from += lines) few_lines(l, tile, ahead, from, lines, count, out);                      \
         break
-
-/* The sum of each group of inputs of each row, which int4's offsets are multiplied by: rows x depth. */
-static void sum_groups(const Linear *l, float *sums) {
-    const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-    if (l->kind != WEIGHT_INT4) return;
-    for (int64_t m = 0; m < l->rows; m++)
-        for (int64_t k = 0; k < l->depth; k++)
-            sums[m * l->depth + k] = _mm512_reduce_add_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), row_of(l, m, k), ones));
-}
+#define SMALL_CASE(kind, count, pairs)                                                                                        \
+    case 8 * kind + count:                                                                                                    \
+        for (int from = 0; from < 8; from += pairs) few_pairs(l, x, tile, ahead, from, kind, pairs, count, out);              \
+        break
 
 /* Up to four rows, 16 outputs at a time; the weight is read from memory once. */
-static void few_rows(const Linear *l, int64_t first, int64_t last, const float *group_sums) {
+static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *x) {
     int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
     for (int64_t block = first; block < last; block++) {
         const uint8_t *tile = l->weight + block * ahead;
         float out[FEW_ROWS * 16] __attribute__((aligned(64)));
-        switch (l->rows) {
+        switch (8 * l->kind + l->rows) {
             FEW_CASE(1, 16);
             FEW_CASE(2, 8);
             FEW_CASE(3, 8);
             FEW_CASE(4, 4);
+            SMALL_CASE(WEIGHT_INT8, 1, 8);
+            SMALL_CASE(WEIGHT_INT8, 2, 8);
+            SMALL_CASE(WEIGHT_INT8, 3, 4);
+            SMALL_CASE(WEIGHT_INT8, 4, 4);
+            SMALL_CASE(WEIGHT_INT4, 1, 8);
+            SMALL_CASE(WEIGHT_INT4, 2, 8);
+            SMALL_CASE(WEIGHT_INT4, 3, 4);
+            SMALL_CASE(WEIGHT_INT4, 4, 4);
         }
-        if (l->kind == WEIGHT_INT4) add_offsets(l, tile, group_sums, out);
+        if (l->kind == WEIGHT_INT4) add_offsets(l, tile, x->sums, out);
         for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
     }
 }
@@ -304,9 +368,9 @@ void owngpt_step_linear(const int64_t *slots, Worker *worker) {
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
     if (!l.tiles) {
-        float *group_sums = POINTER(float, 12) + worker->me * l.depth * TILE;
-        sum_groups(&l, group_sums);
-        while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, group_sums);
+        Small x = {0};
+        if (l.kind != WEIGHT_BF16) x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
+        while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, &x);
         return;
     }
     int64_t share = 2 * l.depth * TILE + (l.rows + 15) / 16 * 1024; /* weights as bf16, sums as floats */
