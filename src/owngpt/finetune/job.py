@@ -17,11 +17,11 @@ from owngpt.engine.quality import file_key
 from owngpt.errors import CheckpointError, UsageError
 from owngpt.finetune import material as materials
 from owngpt.finetune.card import card
-from owngpt.finetune.feed import Feed
+from owngpt.finetune.feed import Feed, References
 from owngpt.finetune.material import Material
 from owngpt.finetune.output import save, save_card
-from owngpt.finetune.plan import FinetunePlan, Shape
-from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe
+from owngpt.finetune.plan import FinetunePlan, Recipe
+from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe, shape_of
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
 from owngpt.finetune.trainee import Trainee, open_network
@@ -30,7 +30,7 @@ from owngpt.kernels.machine import describe_machine
 from owngpt.model.gpt import GPT
 from owngpt.train.display import Display, make_display, timed
 from owngpt.train.lock import RunLock
-from owngpt.train.output import RUN, check_output, removed_on_failure
+from owngpt.train.output import CHECKPOINTS, RUN, check_output, removed_on_failure
 from owngpt.train.planner import compute_type
 from owngpt.train.recorder import Yardsticks
 from owngpt.train.trainer import Trainer
@@ -41,6 +41,11 @@ PROBE_SHARE = 0.02
 """Of the budget, for finding out how fast this machine learns."""
 SAVE_SECONDS = 4.0
 """Of the budget for the adapter or model, the report and its pictures."""
+MOST_FOR_REFERENCE = 0.5
+"""Of the time to train in, for asking the base about the answers to compare."""
+READING_SPEED = 2.5
+"""Reading is so many times faster than learning."""
+WITH_REFERENCE = ("dpo", "ipo")
 BEFORE = "before.json"
 
 
@@ -100,7 +105,7 @@ class Job:
         """Everything up to the plan; what that takes on disk is elsewhere and removed."""
         with tempfile.TemporaryDirectory(prefix="owngpt-dry-run-") as scratch:
             material = self._prepare(Path(scratch))
-            network = open_network(self.base, self._dtype(), self.device)
+            network = self._network(material)
             plan, _ = self._new_plan(material, network, self._measure_seconds() or 0.0)
             return self._result(plan, material.facts)
 
@@ -112,11 +117,11 @@ class Job:
             if not self.is_named:
                 self.display.say(f"the result will be in {self.folder}")
             material = (materials.kept(self._data) if self.record else None) or self._prepare(self._data)
-            network = open_network(self.base, self._dtype(), self.device)
+            network = self._network(material)
             before = self._before(material, network)
-            plan, trainee = self._agreed_plan(material, network, before)
-            training = self._train(plan, trainee, material, before, lock)
-            return self._finish(plan, trainee, material, before, training)
+            plan, trainee = self._agreed_plan(material, network, before.seconds)
+            trainer = self._trainer(plan, trainee, material, before.seconds, lock)
+            return self._finish(plan, trainee, material, before, trainer.run().to_dict())
 
     # --- examples and plan ---
 
@@ -131,51 +136,68 @@ class Job:
                 self.sources, self.settings, self.base.tokenizer(), folder, context_length=limit, say=self.display.say
             )
 
+    def _network(self, material: Material) -> GPT:
+        return open_network(self.base, self._dtype(), self.device, classes=len(material.labels), seed=self.settings.seed)
+
     def _dtype(self) -> str:
         """What is computed in; an interrupted run goes on as it began."""
         if self.record:
             return plan_of(self.record, self.run_folder).recipe.dtype
         return str(compute_type(self.device, describe_machine().features)).removeprefix("torch.")
 
-    def _agreed_plan(self, material: Material, network: GPT, before: Measurement) -> tuple[FinetunePlan, Trainee]:
+    def _agreed_plan(self, material: Material, network: GPT, measured: float) -> tuple[FinetunePlan, Trainee]:
         """The interrupted run's plan, or a new one, which is written down with everything that led to it."""
         if self.record:
             plan = plan_of(self.record, self.run_folder)
             return plan, Trainee.of(network, self.base, plan.recipe)
-        plan, trainee = self._new_plan(material, network, before.seconds)
+        plan, trainee = self._new_plan(material, network, measured)
         record = RunRecord(self.sources, asdict(self.settings), plan.to_dict(), verb="finetune", model=self.model)
         self.record = record.write(self.run_folder / RUN_FILE)
         return plan, trainee
 
     def _new_plan(self, material: Material, network: GPT, measured: float) -> tuple[FinetunePlan, Trainee]:
         """:param measured: seconds that measuring took, and will take again."""
-        feed = Feed(material, self.settings.seed)
-        facts = Facts(feed.examples, material.train.stats.tokens, material.train.stats.longest, len(material.examples))
-        recipe = make_recipe(self.settings, self.base.config, material.method, dtype=self._dtype(), labels=material.labels)
+        feed, config = Feed(material, self.settings.seed), self.base.config
+        stats = material.train.stats
+        facts = Facts(feed.examples, stats.tokens, stats.longest, len(material.examples))
+        recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.labels)
         trainee = Trainee.of(network, self.base, recipe)
         speed, seconds = math.nan, None
         if self.budget is not None:
-            speed = trainee.tokens_per_second(
-                feed.first(context_limit(self.settings, self.base.config)), PROBE_SHARE * self.budget
-            )
+            batches = feed.first(shape_of(self.settings, config, recipe.method, facts, math.inf))
+            speed = trainee.tokens_per_second(batches, PROBE_SHARE * self.budget)
             seconds = self._training_seconds(measured)
-            if seconds < 1.0:
-                needed = (self.budget - seconds + 10) / 60
-                raise UsageError(
-                    f"after reading and measuring {max(seconds, 0):.0f} s of {self.budget:.0f} are left to train in; "
-                    f"give at least --minutes {needed:.1f}"
-                )
-
-        def steps_per_epoch(shape: Shape) -> float:
-            return feed.batches(shape).steps_per_epoch / shape.accumulation
-
+            if recipe.method in WITH_REFERENCE:
+                seconds -= self._reference_seconds(recipe, facts, speed, seconds)
+            self._check_time(seconds)
         plan = make_plan(
-            self.settings, self.base.config, recipe, facts, trained_parameters=trainee.size, seconds=seconds,
-            tokens_per_second=speed, steps_per_epoch=steps_per_epoch,
+            self.settings, config, recipe, facts, trained_parameters=trainee.size, seconds=seconds, tokens_per_second=speed,
+            steps_per_epoch=feed.steps_per_epoch,
         )  # fmt: skip
         for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
             self.display.say(line)
         return plan, trainee
+
+    def _check_time(self, seconds: float) -> None:
+        assert self.budget is not None
+        if seconds < 1.0:
+            needed = (self.budget - seconds + 10) / 60
+            raise UsageError(
+                f"after reading and measuring {max(seconds, 0):.0f} s of {self.budget:.0f} are left to train in; "
+                f"give at least --minutes {needed:.1f}"
+            )
+
+    def _reference_seconds(self, recipe: Recipe, facts: Facts, speed: float, seconds: float) -> float:
+        """What asking the base about all answers takes, before anything is trained."""
+        needed = facts.tokens / speed / READING_SPEED
+        if needed <= MOST_FOR_REFERENCE * seconds:
+            return needed
+        if recipe.lora is not None:
+            return 0.0  # it is asked about those that are trained on, with the adapter switched off
+        raise UsageError(
+            f"--full compares with what the model thought before, which takes {needed / 60:.1f} minutes to find out for "
+            f"{facts.examples:,} pairs, too much of the time; use --lora or --method orpo, which need not, or more --minutes"
+        )
 
     def _training_seconds(self, measured: float) -> float:
         """What is left to train in when all that follows has its share."""
@@ -195,7 +217,7 @@ class Job:
     def _measure(self, material: Material, network: GPT, seconds: float | None) -> Measurement:
         return measure(
             network, material.tokenizer, material.renderer, material.examples, material.held_out, seconds=seconds,
-            seed=self.settings.seed,
+            seed=self.settings.seed, labels=material.labels,
         )  # fmt: skip
 
     def _before(self, material: Material, network: GPT) -> Measurement:
@@ -208,27 +230,32 @@ class Job:
         before.write(kept)
         return before
 
-    def _train(
-        self, plan: FinetunePlan, trainee: Trainee, material: Material, before: Measurement, lock: RunLock
-    ) -> dict[str, Any]:
+    def _trainer(self, plan: FinetunePlan, trainee: Trainee, material: Material, measured: float, lock: RunLock) -> Trainer:
         assert self.record is not None
-        course = plan.course
-        is_new = not (self.run_folder / "checkpoints").exists()
+        feed, model = Feed(material, plan.recipe.seed), file_key(self.base.path)
+        references = self._references(plan, trainee, feed, model)
+        course, is_new = plan.course, not (self.run_folder / CHECKPOINTS).exists()
         if course.budget_seconds is not None and is_new:
-            # Measured again: what the plan itself took must not come on top.
-            course = replace(course, budget_seconds=max(1.0, self._training_seconds(before.seconds)))
-        feed = Feed(material, plan.recipe.seed, folder=self._data)
+            # Measured again: what the plan and the reference took must not come on top.
+            course = replace(course, budget_seconds=max(1.0, self._training_seconds(measured)))
         identity = {
-            "examples": material.train.fingerprint, "held out": material.held_out.fingerprint, "model": file_key(self.base.path),
+            "examples": material.train.fingerprint, "held-out examples": material.held_out.fingerprint, "model": model,
             "tokenizer": material.tokenizer.fingerprint, "plan": self.record.plan_hash(),
         }  # fmt: skip
         trainer = Trainer(
-            trainee.module, feed.batches(plan.shape, trainee), feed.held_out(plan.shape, trainee), course, self.run_folder,
+            trainee.module, feed.batches(plan.shape, references), feed.held_out(plan.shape, references), course, self.run_folder,
             yardsticks=Yardsticks(None, None), identity=identity, display=self.display, lock=lock, verb="finetune",
         )  # fmt: skip
         if not is_new and trainer.restore(self.checkpoint) is None:
             self.display.warn("there is no whole checkpoint to go on from: the run begins again")
-        return trainer.run().to_dict()
+        return trainer
+
+    def _references(self, plan: FinetunePlan, trainee: Trainee, feed: Feed, model: str) -> References | None:
+        """What the base thinks of the answers, unless the method needs it not, or the adapter is switched off to know it."""
+        if plan.recipe.method not in WITH_REFERENCE or (plan.recipe.lora is not None and plan.epochs < 1):
+            return None
+        with timed("asking the model about the answers", self.display.say):
+            return feed.references(trainee.network, plan.shape, self._data, model)
 
     # --- end ---
 
@@ -237,7 +264,10 @@ class Job:
     ) -> FinetunedModel:
         say = self.display.say
         with timed("saving", say):
-            save(self.folder, trainee, self.base, material.tokenizer, named=self._named_base(), dtype=plan.recipe.dtype)
+            save(
+                self.folder, trainee, self.base, material.tokenizer, named=self._named_base(), dtype=plan.recipe.dtype,
+                labels=material.labels,
+            )  # fmt: skip
         with timed("measuring what the model does now", say):
             after = self._measure(material, trainee.serving(), self._seconds_for_after(before))
         with timed("writing the report", say):

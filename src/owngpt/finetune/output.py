@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from owngpt.config.files import atomic_write_text
+from owngpt.finetune.classifier import Classifier
 from owngpt.finetune.trainee import Trainee
 from owngpt.formats.base import BaseModel
 from owngpt.formats.folder import CARD_FILE, save_model
 from owngpt.text.tokenizer import Tokenizer
 
 
-def save(folder: Path, trainee: Trainee, base: BaseModel, tokenizer: Tokenizer, *, named: str, dtype: str) -> None:
-    """Write what was trained.
+def save(
+    folder: Path, trainee: Trainee, base: BaseModel, tokenizer: Tokenizer, *, named: str, dtype: str, labels: Sequence[str] = ()
+) -> None:
+    """Write what was trained. A classifier is a whole model even where an adapter was trained: only such a folder can say what
+    its classes are called.
 
     :param named: the base as the adapter's reader is to find it: a path or a name.
     :param dtype: what was computed in, and so what is kept: bfloat16 loses nothing that ever had an effect.
     :raises StorageError: the disk is full, read-only or not ours.
     """
+    if labels:
+        network = trainee.serving()
+        network.config = base.config
+        Classifier(network, tokenizer, labels).save(folder, dtype=dtype, family=base.layout)
+        return
     if trainee.lora is not None:
         trainee.lora.save(folder, base=named)
         tokenizer.save(folder)

@@ -29,6 +29,7 @@ PASS_VALUES = 18_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
 STEP_TOKENS = (512, 2048)
 """Of a step, at least and at most, while the examples are few."""
+MANY_TOKENS = 1_000_000
 LEAST_STEPS = 60
 """That a run should have: a short one takes smaller steps."""
 STEPS_A_PASS = 12
@@ -43,6 +44,7 @@ RATE_LIMITS = (1e-5, 1e-3)
 """Of a whole model."""
 METHOD_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.1, "ipo": 0.1, "orpo": 0.4, "classify": 1.0}
 PREFERENCES_A_STEP, TEXTS_A_STEP = 16, 32
+UNITS: dict[Method, str] = {"sft": "rows", "classify": "texts"}
 PASSES = ((100, 20.0), (1_000, 10.0), (10_000, 5.0), (math.inf, 3.0))
 """Up to so many examples: passes after which more only memorises."""
 USUAL_PASSES = ((1_000, 5.0), (20_000, 3.0), (math.inf, 1.0))
@@ -62,7 +64,7 @@ class Facts:
 
     @property
     def mean(self) -> float:
-        """Tokens of an example."""
+        """Tokens of an example; of both answers to a preference."""
         return self.tokens / max(1, self.examples)
 
 
@@ -108,28 +110,28 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
     """
     limit = context_limit(settings, model)
     longest = min(limit, -(-facts.longest // ROUNDED_TO) * ROUNDED_TO)
-    pack = settings.pack and method == "sft"
-    context = max(longest, min(limit, PACKED_ROW)) if pack else longest
-    if pack and settings.context_length is None:
-        context = max(longest, min(context, -(-max(facts.tokens, 8) // ROUNDED_TO) * ROUNDED_TO))  # few examples: one short row
-    at_once = max(1, PASS_VALUES // (model.hidden_size * model.layers * context * (2 if method in PREFERENCE_METHODS else 1)))
-    rows = _rows_a_step(method, facts, context, pack, tokens_affordable)
+    context = max(longest, min(limit, PACKED_ROW)) if settings.pack else longest
+    if settings.context_length is None:  # few examples: one short row
+        context = max(longest, min(context, -(-max(facts.tokens, 8) // ROUNDED_TO) * ROUNDED_TO))
+    each = context if settings.pack and method == "sft" else facts.mean
+    units = _units_a_step(method, facts, each, tokens_affordable)
     if settings.batch_size:
-        return Shape(context, settings.batch_size, settings.accumulation or 1, pack)
-    accumulation = settings.accumulation or -(-rows // at_once)
-    return Shape(context, max(1, round(rows / accumulation)), accumulation, pack)
+        return Shape(context, settings.batch_size, settings.accumulation or 1, settings.pack)
+    at_once = max(1, round(PASS_VALUES / (model.hidden_size * model.layers * max(each, 1))))
+    accumulation = settings.accumulation or -(-units // at_once)
+    return Shape(context, max(1, round(units / accumulation)), accumulation, settings.pack)
 
 
-def _rows_a_step(method: Method, facts: Facts, context: int, pack: bool, tokens_affordable: float) -> int:
+def _units_a_step(method: Method, facts: Facts, each: float, tokens_affordable: float) -> int:
+    """Rows, pairs or texts of ``each`` tokens."""
     least, most = STEP_TOKENS
-    if facts.tokens > 1_000_000:
-        most *= 2
     if method == "sft":
+        most = 2 * most if facts.tokens > MANY_TOKENS else most
         wanted = max(least, min(most, facts.tokens / STEPS_A_PASS, tokens_affordable / LEAST_STEPS))
-        return max(1, round(wanted / (context if pack else facts.mean)))
+        return max(1, round(wanted / each))
     at_most = PREFERENCES_A_STEP if method in PREFERENCE_METHODS else TEXTS_A_STEP
-    each = facts.mean * (2 if method in PREFERENCE_METHODS else 1)
-    return max(2, min(at_most, facts.examples // STEPS_A_PASS, int(tokens_affordable / LEAST_STEPS / max(each, 1))))
+    in_time = at_most if math.isinf(tokens_affordable) else int(tokens_affordable / LEAST_STEPS / max(each, 1))
+    return max(2, min(at_most, facts.examples // STEPS_A_PASS, in_time))
 
 
 def budget_seconds(settings: FinetuneConfig) -> float | None:
@@ -178,8 +180,7 @@ def make_plan(
         reasons=(
             _what_is_trained(recipe, trained_parameters, model),
             f"learning rate: {rate:.2g}, {_why_rate(settings, recipe, model)}",
-            f"rows: up to {shape.context_length:,} tokens{', several examples packed into one' if shape.pack else ''}; "
-            f"{shape.batch_size} a pass, {shape.accumulation} {'pass' if shape.accumulation == 1 else 'passes'} a step",
+            _what_a_step_is(recipe, shape),
             f"steps: {reason}, {epochs:.1f} passes over {facts.examples:,} examples of {facts.tokens:,} tokens",
         ),
     )  # fmt: skip
@@ -215,6 +216,13 @@ def _what_is_trained(recipe: Recipe, trained: int, model: GPTConfig) -> str:
         return f"trained: the model itself, {whole / 1e6:.1f}M parameters"
     kind = "DoRA" if lora.dora else "LoRA"
     return f"trained: a {kind} adapter of rank {lora.rank}, {trained / 1e6:.2f}M parameters beside {whole / 1e6:.1f}M"
+
+
+def _what_a_step_is(recipe: Recipe, shape: Shape) -> str:
+    units = f"{shape.batch_size * shape.accumulation} {UNITS.get(recipe.method, 'pairs')} a step"
+    passes = f" in {shape.accumulation} passes" if shape.accumulation > 1 else ""
+    packed = " that several examples are packed into" if shape.pack else ""
+    return f"batch: {units}{passes}, rows of up to {shape.context_length:,} tokens{packed}"
 
 
 def _why_rate(settings: FinetuneConfig, recipe: Recipe, model: GPTConfig) -> str:

@@ -11,6 +11,7 @@ import torch
 from owngpt.config.finetuning import PREFERENCE_METHODS
 from owngpt.data.batches import Batch
 from owngpt.finetune.lora import Lora, attach
+from owngpt.finetune.objectives.classification import Classification, attach_head, head_of
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings
 from owngpt.finetune.objectives.supervised import Supervised
 from owngpt.finetune.plan import Recipe
@@ -20,11 +21,16 @@ from owngpt.model.gpt import GPT
 from owngpt.train.step import Objective, TrainModule
 
 
-def open_network(base: BaseModel, dtype: str, device: torch.device) -> GPT:
-    """The base as it computes here, with nothing dropped out: what an adapter or a rate is for is decided anew."""
+def open_network(base: BaseModel, dtype: str, device: torch.device, *, classes: int = 0, seed: int = 0) -> GPT:
+    """The base as it computes here. Nothing is dropped out as its makers did: adapters have a dropout of their own.
+
+    :param classes: of a classification, which gets a head over them.
+    """
     network = open_model(base.path, dtype=getattr(torch, dtype), needs_tokenizer=False)[0].to(device)
     network.config = replace(network.config, dropout=0.0, attention_dropout=0.0)
     network.dropout.probability = 0.0
+    if classes:
+        attach_head(network, classes, seed=seed)
     return network
 
 
@@ -48,6 +54,7 @@ class Trainee:
         else:
             for parameter in network.parameters():
                 parameter.requires_grad_(True)
+        _prepare_head(network)
         module = TrainModule(
             network, recipe.optimizer, dtype=None if lora else getattr(torch, recipe.dtype), clip=recipe.clip,
             seed=recipe.seed % 2**32, objective=_objective(recipe, lora),
@@ -82,4 +89,15 @@ def _objective(recipe: Recipe, lora: Lora | None) -> Objective:
     if recipe.method in PREFERENCE_METHODS:
         settings = PreferenceSettings(recipe.method, recipe.beta, recipe.label_smoothing)  # type: ignore[arg-type]
         return Preference(settings, reference=lora.off if lora else None)
-    return Supervised()
+    return Classification() if recipe.method == "classify" else Supervised()
+
+
+def _prepare_head(network: GPT) -> None:
+    """A head over classes is trained, whatever else is; the one over tokens then is not."""
+    head = head_of(network)
+    if head is None:
+        return
+    head.weight.requires_grad_(True)
+    for unused in (network.output_head, network.head_bias):
+        if unused is not None:
+            unused.requires_grad_(False)
