@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from owngpt.errors import UsageError
 from owngpt.finetune.examples.columns import Columns
@@ -44,13 +43,13 @@ def detect(name: str, rows: Sequence[Row], columns: Columns, wanted: Kind | None
     probed = [fields for row in rows if (fields := _fields(row, columns)) is not None]
     if not probed:
         return None
-    _check_named(name, probed, columns)
+    _check_named(name, rows, probed, columns)
     votes = Counter(frozenset(fitting(fields)) for fields in probed)
     candidates, _ = votes.most_common(1)[0]
     if not candidates:
         candidates = max(votes, key=lambda choice: (bool(choice), votes[choice]))
     if not candidates:
-        raise UsageError(_no_layout(name, probed))
+        raise UsageError(_no_layout(name, rows))
     examples = [fields for fields in probed if candidates <= frozenset(fitting(fields))]
     layout = LAYOUTS[_decided(name, _by_rank(candidates), examples, wanted)]
     if layout.kind in ("chat", "completion") and any(_is_marked(fields) for fields in examples):
@@ -67,10 +66,10 @@ def check_layout(name: str, layout: Layout, rows: Sequence[Row], columns: Column
     probed = [fields for row in rows if (fields := _fields(row, columns)) is not None]
     if not probed:
         return None
-    _check_named(name, probed, columns)
+    _check_named(name, rows, probed, columns)
     if all(missing := [layout.missing(fields) for fields in probed]):
         raise UsageError(
-            f"{name} has no column for {missing[0]}, which the layout {layout.name} needs; it has {_listed(probed)}: "
+            f"{name} has no column for {missing[0]}, which the layout {layout.name} needs; it has {_listed(rows)}: "
             f"name one with --columns {missing[0]}=COLUMN"
         )
     return Detected(layout, tuple(unused_columns(layout, probed)))
@@ -149,24 +148,25 @@ def _repeats(candidates: Sequence[str], examples: Sequence[Fields]) -> bool:
     return all(isinstance(text, str) and isinstance(answer, str) and answer.strip() in text for text, answer in answers)
 
 
-def _check_named(name: str, probed: Sequence[Fields], columns: Columns) -> None:
+def _check_named(name: str, rows: Sequence[Row], probed: Sequence[Fields], columns: Columns) -> None:
     for wanted, column in columns.named.items():
         if not columns.only and not any(wanted in fields for fields in probed):
-            raise UsageError(f"{name} has no column {column!r} (--columns {wanted}={column}); it has {_listed(probed)}")
+            raise UsageError(f"{name} has no column {column!r} (--columns {wanted}={column}); it has {_listed(rows)}")
 
 
 def _is_marked(fields: Fields) -> bool:
     return isinstance(fields.get("label"), bool) or "kto_tag" in fields
 
 
-def _no_layout(name: str, probed: Sequence[Fields]) -> str:
+def _no_layout(name: str, rows: Sequence[Row]) -> str:
     return (
-        f"{name} has the columns {_listed(probed)}, which fit no layout; say which is which, as in "
+        f"{name} has the columns {_listed(rows)}, which fit no layout; say which is which, as in "
         "--columns question=frage,answer=antwort (a chat), prompt=…,completion=… (plain text), text=… or text=…,label=…"
     )
 
 
-def _listed(probed: Sequence[Mapping[str, Any]]) -> str:
-    names = list(dict.fromkeys(name for fields in probed for name in fields))
+def _listed(rows: Sequence[Row]) -> str:
+    """The columns of these rows as the file names them."""
+    names = list(dict.fromkeys(str(name) for row in rows if isinstance(row.values, Mapping) for name in row.values))
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     return (", ".join(map(repr, names[:20])) + more) or "none"

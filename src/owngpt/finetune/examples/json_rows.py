@@ -119,7 +119,8 @@ def _of_object(blocks: Iterator[str]) -> Iterator[tuple[int, Any]]:
     lists: list[list[Any]] = []
     if isinstance(value, dict):
         lists = [rows for name, rows in value.items() if _are_rows(name, rows)]
-    yield from enumerate(max(lists, key=lambda rows: len(rows), default=[value]), 1)
+    rows = max(lists, key=len) if lists else [value]
+    yield from enumerate(rows, 1)
 
 
 def _are_rows(name: str, value: Any) -> bool:
@@ -171,7 +172,7 @@ class _List:
                     raise self._broken(number, _not_json(error, "", lines_before=self._lines_before).reason) from None
                 self._more()  # the element may only be cut off
                 continue
-            if end < len(self._text) or self._ended:
+            if self._ended or (end < len(self._text) and not (isinstance(value, int | float) and self._text[end] in "+-.eE")):
                 long = end - self._place > ROW_CHARACTERS
                 self._place = end
                 return Fault(*TOO_LONG) if long else value

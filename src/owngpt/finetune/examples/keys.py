@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import unicodedata
-from typing import Any
 
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, Message, PlainText, Preference
 
@@ -16,8 +14,7 @@ _TELLING = 24
 
 def content_key(example: Example) -> int:
     """64 bits of all that the example says; equal for rows that repeat each other."""
-    values: dict[str, Any] = {name: value for name, value in vars(example).items() if name != "origin"}
-    return _hashed(type(example).__name__ + json.dumps(values, ensure_ascii=False, sort_keys=True, default=str))
+    return _hashed(type(example).__name__ + repr([value for name, value in vars(example).items() if name != "origin"]))
 
 
 def prompt_key(example: Example) -> int:

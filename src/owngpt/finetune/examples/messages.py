@@ -50,15 +50,15 @@ def text_of(value: Any, name: str) -> str:
         raise Fault(f"the {name} is {_kind(value)}", "write it as text")
     if not value.strip():
         raise Fault(f"the {name} is empty", "write it, or take the row out")
-    return checked(value, name)
+    return checked(value, f"the {name}")
 
 
 def checked(text: str, name: str) -> str:
-    """`text`, once it is known to be made of whole characters."""
+    """`text`, the part `name` of a row, once it is known to be made of whole characters."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise Fault(f"the {name} holds half of a surrogate pair (\\ud800…)", "write the whole character") from None
+        raise Fault(f"{name} holds half of a surrogate pair (\\ud800…)", "write the whole character") from None
     return text
 
 
@@ -71,7 +71,7 @@ def conversation(value: Any, tags: Tags = USUAL_TAGS, *, system: Any = None) -> 
     given = _list_of_messages(value)
     messages = [message for number, one in enumerate(given, 1) if (message := _message(one, number, tags)) is not None]
     if isinstance(system, str) and system.strip() and not (messages and messages[0]["role"] == "system"):
-        messages.insert(0, {"role": "system", "content": checked(system, "system message")})
+        messages.insert(0, {"role": "system", "content": checked(system, "the system message")})
     for number, message in enumerate(messages[1:], 2):
         if message["role"] == "system":
             raise Fault(f"message {number} is a system message", "put it first; only the first can be one")
@@ -220,7 +220,7 @@ def _whole(value: Any) -> Any:
         return {str(key): _whole(part) for key, part in value.items() if part is not None}
     if isinstance(value, list | tuple):
         return [_whole(part) for part in value]
-    return checked(value, "message") if isinstance(value, str) else value
+    return checked(value, "a message") if isinstance(value, str) else value
 
 
 def _kind(value: Any) -> str:

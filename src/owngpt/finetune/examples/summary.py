@@ -94,9 +94,10 @@ class Summary:
 
     def sentence(self) -> str:
         """ "1,204 chats, 3.1 turns each; 12 rows refused: line 88: no assistant turn"."""
-        parts = [_counted(kind, count) for kind, count in self.counts.items() if count]
-        if chats := self.counts["chat"]:
-            parts.insert(1, f"{self.turns / chats:.1f} turns each")
+        parts = []
+        for kind, count in self.counts.items():
+            each = f", {self.turns / count:.1f} turns each" if kind == "chat" and count else ""
+            parts += [_counted(kind, count) + each] if count else []
         if self.counts["label"]:
             parts.append(f"{len(self.labels):,} labels")
         if self.duplicates:
