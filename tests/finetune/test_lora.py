@@ -187,7 +187,7 @@ def test_dropout_follows_the_seed_of_the_step_and_only_trains(tmp_path: Path) ->
     losses = []
     for seed in (1, 1, 2):
         model.dropout.restart(seed)
-        losses.append(float(model.loss(TOKENS[:, :-1], TOKENS[:, 1:])))
+        losses.append(model.loss(TOKENS[:, :-1], TOKENS[:, 1:]).item())
     assert losses[0] == losses[1] != losses[2]
     model.eval()
     assert torch.equal(model.logits(TOKENS), expected)

@@ -16,9 +16,10 @@ from owngpt.config.checks import above, at_least, within
 from owngpt.errors import UsageError
 from owngpt.families import Family
 from owngpt.families.base import Part, TensorMap
-from owngpt.finetune.low_rank import LowRankLinear
+from owngpt.finetune.low_rank import FrozenLinear, LowRankLinear, frozen
 from owngpt.formats.peft import load_adapter
 from owngpt.formats.peft_writer import AdapterSettings, StoredUpdate, write_adapter
+from owngpt.kernels.frozen import can_freeze, freeze
 from owngpt.kernels.low_rank import Spans
 from owngpt.model.gpt import GPT
 from owngpt.model.linear import Linear
@@ -60,8 +61,9 @@ class LoraSettings:
 class Lora:
     """The adapter of a model: made by :func:`attach`, it trains through the model's own forward pass."""
 
-    def __init__(self, model: GPT, settings: LoraSettings, family: Family, layers: dict[str, LowRankLinear]) -> None:
-        self.model, self.settings, self.family, self.layers = model, settings, family, layers
+    def __init__(self, model: GPT, settings: LoraSettings, entries: list[TensorMap], layers: dict[str, LowRankLinear]) -> None:
+        """:param entries: every matrix that could have an update."""
+        self.model, self.settings, self.entries, self.layers = model, settings, entries, layers
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """What is trained, by the model's names for it; float32."""
@@ -102,18 +104,28 @@ class Lora:
 
     def merged(self) -> GPT:
         """A plain model that computes the same; it shares with this one all that has no update."""
-        plain = {name: layer.merged() for name, layer in self.layers.items()}
-        shared = {id(self.layers[name]): layer for name, layer in plain.items()}
-        others = [each for name, each in (*self.model.named_parameters(), *self.model.named_buffers()) if ".lora_" not in name]
+        packed = self._packed()
+        plain = {id(layer): layer.merged() for layer in packed.values()}
+        inside = {id(each) for layer in packed.values() for each in (*layer.parameters(), *layer.buffers())}
+        others = [each for each in (*self.model.parameters(), *self.model.buffers()) if id(each) not in inside]
         known: dict[int, object] = {id(each): _sharing(each) for each in others}
         known |= {id(each): each for each in (self.model.config, self.model.rotary, self.model.local_rotary)}
-        return copy.deepcopy(self.model, {**known, **shared})
+        head, self.model.frozen_head = self.model.frozen_head, None
+        try:
+            return copy.deepcopy(self.model, {**known, **plain})
+        finally:
+            self.model.frozen_head = head
+
+    def _packed(self) -> dict[str, LowRankLinear | FrozenLinear]:
+        """Every layer that is not the model's own any more."""
+        found = {name: module for name, module in self.model.named_modules() if isinstance(module, FrozenLinear)}
+        return {name: module for name, module in found.items() if name.removesuffix(".base") not in self.layers} | self.layers
 
     def merge(self) -> GPT:
         """Put the updates into the model's own weights, for good: it is a plain model again, and this adapter is spent."""
-        for name, layer in self.layers.items():
+        for name, layer in self._packed().items():
             _put(self.model, name, layer.merged())
-        self.layers = {}
+        self.layers, self.model.frozen_head = {}, None
         return self.model
 
     def save(self, folder: str | Path, *, base: str) -> list[Path]:
@@ -123,12 +135,12 @@ class Lora:
         :returns: the files written.
         :raises StorageError: the disk is full, read-only or not ours.
         """
-        settings, entries = self.settings, _targets(self.model, self.family)
+        settings = self.settings
         updates: dict[str, StoredUpdate] = {}
-        for entry in entries:
+        for entry in self.entries:
             if (layer := self.layers.get(_layer(entry))) is not None:
                 updates.update(_stored_updates(layer, entry))
-        parts = [part for entry in entries for part in entry.parts]
+        parts = [part for entry in self.entries for part in entry.parts]
         described = AdapterSettings(
             base, settings.rank, settings.alpha, settings.dropout, settings.rslora, settings.dora,
             transposed=any(part.transposed for part in parts),
@@ -161,22 +173,30 @@ def attach(model: GPT, settings: LoraSettings, family: Family, *, seed: int) -> 
     """
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    entries = _targets(model, family)
+    chosen = {_layer(entry): spans for entry, spans in _chosen(entries, settings.targets)}
     generator = torch.Generator().manual_seed(seed)
     layers: dict[str, LowRankLinear] = {}
-    for entry, spans in _chosen(model, settings.targets, family):
-        base = model.get_submodule(_layer(entry))
-        assert isinstance(base, Linear)
-        layer = LowRankLinear(base, spans, settings.rank, settings.scale, magnitude=settings.dora, generator=generator).train(
-            model.training
-        )
-        layer.drop(settings.dropout, model.dropout, len(layers))
-        _put(model, _layer(entry), layer)
-        layers[_layer(entry)] = layer
-    return Lora(model, settings, family, layers)
+    for name in [_layer(entry) for entry in entries]:
+        plain = model.get_submodule(name)
+        assert isinstance(plain, Linear)
+        base = frozen(plain)
+        if name in chosen:
+            layer = LowRankLinear(
+                base, chosen[name], settings.rank, settings.scale, magnitude=settings.dora, generator=generator
+            ).train(model.training)
+            layer.drop(settings.dropout, model.dropout, len(layers))
+            layers[name] = layer
+        _put(model, name, layers.get(name, base))
+    if model.head_bias is None and can_freeze(model.head_weight):
+        model.frozen_head = freeze(model.head_weight)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:  # it may lie in the file that the packed weights came from, which can go now
+            parameter.data = parameter.data.clone()
+    return Lora(model, settings, entries, layers)
 
 
-def _chosen(model: GPT, targets: Sequence[str], family: Family) -> list[tuple[TensorMap, Spans]]:
-    entries = _targets(model, family)
+def _chosen(entries: list[TensorMap], targets: Sequence[str]) -> list[tuple[TensorMap, Spans]]:
     modules = [_module(part) for entry in entries for part in entry.parts]
     unknown = [name for name in targets if name not in ALL and not any(_means(name, module) for module in modules)]
     if unknown:

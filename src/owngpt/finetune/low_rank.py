@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from owngpt.kernels.dropout import Dropout, seed_of
-from owngpt.kernels.linear import linear
-from owngpt.kernels.low_rank import Spans, low_rank_linear, low_rank_product
+from owngpt.kernels.frozen import FrozenWeight, can_freeze, freeze
+from owngpt.kernels.low_rank import Spans, frozen_linear, frozen_low_rank_linear, low_rank_linear, low_rank_product
 from owngpt.model.gpt import DropoutSource
 from owngpt.model.linear import Linear
 
@@ -15,27 +15,62 @@ USES_OF_THE_MODEL = 1 << 20
 """Dropout of adapters is numbered from here: below are the model's own uses."""
 
 
-class LowRankLinear(Linear):
+class FrozenLinear(nn.Module):
+    """A linear layer that is not trained, its weight packed for the kernels of training."""
+
+    def __init__(self, weight: FrozenWeight, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.packed, self.bias = weight, bias
+
+    @property
+    def weight(self) -> Tensor:
+        """(out, in) bfloat16, made anew."""
+        return self.packed.unpacked()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) bfloat16 → (..., out)"""
+        return frozen_linear(x, self.packed, self.bias)
+
+    def merged(self) -> Linear:
+        """The plain layer."""
+        return plain_linear(self.weight, self.bias)
+
+
+def frozen(base: Linear) -> Linear | FrozenLinear:
+    """A layer that will not be trained, packed where this machine's kernels take it."""
+    return FrozenLinear(freeze(base.weight), base.bias) if can_freeze(base.weight) else base
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:
+    """A layer of these values."""
+    plain = Linear.__new__(Linear)
+    nn.Module.__init__(plain)
+    plain.weight = nn.Parameter(weight, requires_grad=False)
+    plain.bias = None if bias is None else nn.Parameter(bias.data, requires_grad=False)
+    return plain
+
+
+class LowRankLinear(nn.Module):
     """y = x W^T + b + scale * (x A^T) B^T (LoRA, arXiv 2106.09685); with DoRA (arXiv 2402.09353) each output of W + scale B A
     has a length of its own that is learned. W and b are frozen."""
 
     def __init__(
-        self, base: Linear, spans: Spans, rank: int, scale: float, *, magnitude: bool, generator: torch.Generator
+        self, base: Linear | FrozenLinear, spans: Spans, rank: int, scale: float, *, magnitude: bool, generator: torch.Generator
     ) -> None:
         """
         :param spans: rows of the output that have an update, one span for each matrix of the Hugging Face layout.
         :param magnitude: learn lengths (DoRA).
         :param generator: draws A; B is zero, so that the layer begins as its base.
         """
-        nn.Module.__init__(self)
-        self.weight, self.bias = base.weight, base.bias
-        self.spans, self.rank, self.scale = spans, rank, scale
-        inputs = base.weight.shape[1]
+        super().__init__()
+        self.base, self.spans, self.rank, self.scale = base, spans, rank, scale
+        weight = base.weight
+        self.outputs, inputs = weight.shape
         bound = inputs**-0.5  # as PEFT: Kaiming's uniform distribution with a = sqrt(5)
         down = torch.empty(len(spans) * rank, inputs).uniform_(-bound, bound, generator=generator)
         self.lora_down = nn.Parameter(down)
         self.lora_up = nn.Parameter(torch.zeros(sum(last - first for first, last in spans), rank))
-        self.lora_magnitude = nn.Parameter(row_lengths(base.weight)[self.rows]) if magnitude else None
+        self.lora_magnitude = nn.Parameter(row_lengths(weight)[self.rows]) if magnitude else None
         self.off = False
         """Compute as the base does."""
         self._probability, self._source, self._number = 0.0, DropoutSource(0.0), 0
@@ -52,35 +87,36 @@ class LowRankLinear(Linear):
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) → (..., out)"""
         if self.off:
-            return linear(x, self.weight, self.bias)
+            return self.base(x)  # type: ignore[no-any-return]
         dropout = self._dropout()
-        if self.lora_magnitude is not None:
-            return self._with_magnitude(x, dropout)
-        if dropout is None:
-            return low_rank_linear(x, self.weight, self.bias, self.lora_down, self.lora_up, self.spans, self.scale)
-        return linear(x, self.weight, self.bias) + self._update(dropout(x))
+        y = self._sum(x) if dropout is None else self.base(x) + self._update(dropout(x))
+        if self.lora_magnitude is None:
+            return y  # type: ignore[no-any-return]
+        factors = self._factors().to(y.dtype)
+        if self.base.bias is None:
+            return y * factors  # type: ignore[no-any-return]
+        bias = self.base.bias.to(y.dtype)
+        return (y - bias) * factors + bias  # type: ignore[no-any-return]
+
+    def _sum(self, x: Tensor) -> Tensor:
+        update = self.lora_down, self.lora_up, self.spans, self.scale
+        if isinstance(self.base, FrozenLinear):
+            return frozen_low_rank_linear(x, self.base.packed, self.base.bias, *update)
+        return low_rank_linear(x, self.base.weight, self.base.bias, *update)
 
     def _update(self, x: Tensor) -> Tensor:
-        return low_rank_product(x, self.lora_down, self.lora_up, self.spans, self.scale, len(self.weight))
+        return low_rank_product(x, self.lora_down, self.lora_up, self.spans, self.scale, self.outputs)
 
     def _dropout(self) -> Dropout | None:
         if not self._probability or not self.training:
             return None
         return Dropout(self._probability, seed_of(self._source.seed, USES_OF_THE_MODEL + self._number))
 
-    def _with_magnitude(self, x: Tensor, dropout: Dropout | None) -> Tensor:
-        if dropout is None:
-            y = low_rank_linear(x, self.weight, None, self.lora_down, self.lora_up, self.spans, self.scale)
-        else:
-            y = linear(x, self.weight) + self._update(dropout(x))
-        y = y * self._factors().to(y.dtype)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
-
     def _factors(self) -> Tensor:
         """(out,): learned length / length of the rows of W + scale B A, which counts as a constant (section 4.3 of the paper)."""
         assert self.lora_magnitude is not None
         with torch.no_grad():
-            lengths = row_lengths(self.weight.float() + self.delta())
+            lengths = row_lengths(self.base.weight.float() + self.delta())
             whole = torch.ones_like(lengths)
         return whole.index_put((self.rows,), self.lora_magnitude / lengths[self.rows])
 
@@ -103,27 +139,20 @@ class LowRankLinear(Linear):
     @torch.no_grad()
     def delta(self) -> Tensor:
         """scale * B A as (out, in) float32, zero in rows without an update."""
-        delta = torch.zeros(self.weight.shape)
+        delta = torch.zeros(self.outputs, self.lora_down.shape[1])
         ups = self.lora_up.float().split([last - first for first, last in self.spans])
         for (first, last), up, down in zip(self.spans, ups, self.lora_down.float().split(self.rank), strict=True):
             torch.mm(up, down, out=delta[first:last])
         return delta.mul_(self.scale)
 
     @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        """(out, in): the one weight that computes the same, rounded once, to the type of W."""
-        merged = self.weight.float() + self.delta()
+    def merged(self) -> Linear:
+        """A plain layer that computes the same; its weight is rounded once, to the type of W."""
+        weight = self.base.weight
+        merged = weight.float() + self.delta()
         if self.lora_magnitude is not None:
             merged *= self._factors()[:, None]
-        return merged.to(self.weight.dtype)
-
-    def merged(self) -> Linear:
-        """A plain layer that computes the same."""
-        plain = Linear.__new__(Linear)
-        nn.Module.__init__(plain)
-        plain.weight = nn.Parameter(self.merged_weight(), requires_grad=False)
-        plain.bias = None if self.bias is None else nn.Parameter(self.bias.data, requires_grad=False)
-        return plain
+        return plain_linear(merged.to(weight.dtype), self.base.bias)
 
 
 def row_lengths(weight: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Library:
 
 LIBRARIES = {
     "training": Library(
-        ("activation", "attention", "loss", "norm", "orthogonal", "permission", "product", "rotary", "update"), ("-O3",)
+        ("activation", "attention", "frozen", "loss", "norm", "orthogonal", "permission", "product", "rotary", "update"), ("-O3",)
     ),
     "inference": Library(("packed", "paged", "permission", "quantize", "rows", "sample", "steps"), ("-O1", "-ftree-vectorize")),
 }

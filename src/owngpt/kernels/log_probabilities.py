@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
 from owngpt.kernels.linear import product, weight_gradient
 from owngpt.kernels.loss import block_gradient
 
@@ -21,7 +22,7 @@ BLOCK_VALUES = 32 * 1024 * 1024
 """Logits held at once (64 MB in bfloat16)."""
 
 
-def linear_log_probabilities(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+def linear_log_probabilities(hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor) -> Tensor:
     """log softmax(hidden weight^T)[target] of each row: (N,) float32, nats.
 
     ``hidden``: (N, C); ``weight``: (V, C); ``targets``: (N,) int64, none negative.
@@ -37,16 +38,16 @@ def _blocks(rows: int, vocabulary: int) -> Iterator[slice]:
 
 class _LinearLogProbabilities(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor) -> Tensor:
         result = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         ctx.head_is_frozen = not ctx.needs_input_grad[1]
         own = torch.empty_like(hidden) if ctx.head_is_frozen and ctx.needs_input_grad[0] else None
         for rows in _blocks(len(targets), len(weight)):
-            logits = product(hidden[rows], weight.t())
+            logits = forward_product(hidden[rows], weight)
             losses, gradient = block_gradient(logits, targets[rows].contiguous(), -1.0, own is not None)
             result[rows] = -losses
             if own is not None:
-                product(gradient, weight, out=own[rows])
+                input_product(gradient, weight, own[rows])
         ctx.save_for_backward(*((own,) if ctx.head_is_frozen else (hidden, weight, targets)))
         return result
 

@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import library
-from owngpt.kernels.linear import product, weight_gradient
+from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
+from owngpt.kernels.linear import weight_gradient
 
 BLOCK_VALUES = 128 * 1024 * 1024
 """Logits held at once (256 MB in bfloat16): more blocks would each add to the weight gradient in float32."""
-FROZEN_BLOCK_VALUES = 16 * 1024 * 1024
-"""The same for a head that has no gradient (32 MB)."""
+FROZEN_BLOCK_VALUES = 32 * 1024 * 1024
+"""The same for a head that has no gradient (64 MB)."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
+def linear_cross_entropy(hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor, *, scale: float = 1.0) -> Tensor:
     """scale * sum over rows of -log softmax(hidden weight^T)[target], float32 scalar, nats.
 
     ``hidden``: (N, C); ``weight``: (V, C); ``targets``: (N,) int64, negative ones are ignored. ``scale`` belongs to the
@@ -48,7 +49,7 @@ def block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor, scale: float) -> Tensor:
         want_gradient, want_weight = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[1]
         rows = max(1, (BLOCK_VALUES if want_weight else FROZEN_BLOCK_VALUES) // weight.shape[0])
         blocks = range(0, len(targets), rows)
@@ -58,11 +59,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for first in blocks:
             part = hidden[first : first + rows]
             losses, gradient = block_gradient(
-                product(part, weight.t()), targets[first : first + rows].contiguous(), scale, want_gradient
+                forward_product(part, weight), targets[first : first + rows].contiguous(), scale, want_gradient
             )
             total += losses.sum(dtype=total.dtype)
             if d_hidden is not None:
-                product(gradient, weight, out=d_hidden[first : first + rows])
+                input_product(gradient, weight, d_hidden[first : first + rows])
             if want_weight:
                 d_part = weight_gradient(gradient, part)
                 d_weight = d_part if len(blocks) == 1 else d_part.float() if d_weight is None else d_weight.add_(d_part)

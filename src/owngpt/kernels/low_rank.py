@@ -5,6 +5,7 @@ Only x, A and B have gradients: nothing is computed for W.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from owngpt.kernels import library
+from owngpt.kernels.frozen import FrozenWeight
 from owngpt.kernels.linear import product, weight_gradient
 
 Spans = tuple[tuple[int, int], ...]
@@ -46,6 +48,58 @@ def low_rank_product(x: Tensor, down: Tensor, up: Tensor, spans: Spans, scale: f
     if at < outputs:
         pieces.append(hidden.new_zeros(*hidden.shape[:-1], outputs - at))
     return torch.cat(pieces, dim=-1) if len(pieces) > 1 else pieces[0]
+
+
+def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
+    """x W^T + b over a packed weight: x (..., in) bfloat16 → (..., out)."""
+    none = x.new_empty(0)
+    return _Frozen.apply(x, weight, bias, none, none, (), 0.0)  # type: ignore[no-any-return]
+
+
+def frozen_low_rank_linear(
+    x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
+) -> Tensor:
+    """:func:`low_rank_linear` over a packed weight, x (..., in) bfloat16; each direction is one call of a kernel."""
+    return _Frozen.apply(x, weight, bias, down, up, spans, scale)  # type: ignore[no-any-return]
+
+
+class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
+    ) -> Tensor:
+        x, small_down, small_up = x.contiguous(), down.to(x.dtype), up.to(x.dtype)
+        bias = None if bias is None else bias.float().contiguous()
+        rows, rank = x.numel() // weight.inputs, up.shape[1] if spans else 0
+        hidden, y = x.new_empty(rows, len(spans) * rank), x.new_empty(*x.shape[:-1], weight.outputs)
+        library.call(
+            "low_rank", x, weight.forward, bias, small_down, small_up, _table(spans),
+            len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
+        )  # fmt: skip
+        ctx.save_for_backward(x if spans else None, hidden, small_down, small_up)
+        ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.types = weight, spans, rank, scale, (down.dtype, up.dtype)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        x, hidden, down, up = ctx.saved_tensors
+        weight, spans = ctx.weight, ctx.spans
+        d_y = d_y.contiguous()
+        d_x = d_y.new_empty(*d_y.shape[:-1], weight.inputs) if ctx.needs_input_grad[0] else None
+        d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
+        if d_x is not None or spans:
+            library.call(
+                "low_rank_backward", d_y, x, hidden, weight.backward, down, up, _table(spans), len(spans), ctx.rank, ctx.scale,
+                d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
+            )  # fmt: skip
+        if not spans:
+            return d_x, None, None, None, None, None, None
+        return d_x, None, None, d_down.to(ctx.types[0]), d_up.to(ctx.types[1]), None, None
+
+
+@cache
+def _table(spans: Spans) -> Tensor:
+    return torch.tensor(spans, dtype=torch.int64)
 
 
 class _LowRankLinear(torch.autograd.Function):

@@ -15,6 +15,7 @@ from owngpt.errors import UsageError
 from owngpt.kernels import tape
 from owngpt.kernels.add import add
 from owngpt.kernels.dropout import Dropout, seed_of
+from owngpt.kernels.frozen import FrozenWeight
 from owngpt.kernels.loss import linear_cross_entropy
 from owngpt.kernels.rotary import Rotation
 from owngpt.model.attention import Attention, AttentionContext, CausalContext, PackedContext, PaddedContext
@@ -114,6 +115,8 @@ class GPT(nn.Module):
         self.final_norm = None if config.norm_placement == "post" else make_norm(config)
         self.output_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size, False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_head_bias else None
+        self.frozen_head: FrozenWeight | None = None
+        """The head's weight once more, packed, where it is not trained: the loss takes it from here."""
         self.dropout = DropoutSource(config.dropout)
         size = config.rotary_size if config.positions == "rotary" else 0
         self.rotary = RotaryTables(size, config.rotary_base, config.rotary_scaling, config.context_length)
@@ -214,8 +217,10 @@ class GPT(nn.Module):
         hidden, weight = self.head_factors(self(token_ids, context).flatten(0, 1))
         return linear_cross_entropy(hidden, weight, targets.flatten(), scale=scale)
 
-    def head_factors(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def head_factors(self, hidden: Tensor) -> tuple[Tensor, Tensor | FrozenWeight]:
         """(N, C) → the rows and the matrix whose product are the logits: (N, C'), (V, C')."""
+        if self.frozen_head is not None:
+            return hidden, self.frozen_head
         weight = self.head_weight
         if self.head_bias is None:
             return hidden, weight

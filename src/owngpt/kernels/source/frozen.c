@@ -1,0 +1,423 @@
+/* Linear layers whose weight is frozen and whose low-rank update is learned (LoRA): y = x W^T + b + s (x A^T) B^T, and backward
+ * everything but the gradient of W.
+ *
+ * The weight is packed once, for the forward product and for that of the input's gradient. The update is part of the same sum: x A^T
+ * is appended to x, and s B to W, as a few more steps. There may be several updates, each of its own span of outputs (query,
+ * key and value in one matrix). A task is a block of rows whose size follows from their number alone, and sums over blocks are added
+ * in order: results depend neither on the number of threads nor on which of them ran what. */
+#include "packing.h"
+
+#ifdef __AMX_BF16__
+
+enum { CHUNK_STEPS = 24 /* of 32 summed values */, SMALLEST_BLOCK = 128, LARGEST_BLOCK = 256, MOST_BLOCKS = 16 };
+
+typedef struct {
+    const bf16 *weight;  /* packed for this product */
+    const bf16 *down;    /* (spans * rank) x inputs */
+    const bf16 *up;      /* (rows of all spans) x rank */
+    const int64_t *span; /* first and last + 1 output of each */
+    int64_t spans, rank, inputs, outputs, rows;
+    float scale;
+} Layer;
+
+static int64_t block_of(int64_t rows) {
+    int64_t tall = blocks(blocks(rows, MOST_BLOCKS), EDGE) * EDGE;
+    return tall < SMALLEST_BLOCK ? SMALLEST_BLOCK : tall > LARGEST_BLOCK ? LARGEST_BLOCK : tall;
+}
+
+/* Nothing is added up over blocks where there are no updates: as large as leaves a block for each thread, for the weight is read for each. */
+static int64_t plain_block_of(int64_t rows, int threads) {
+    int64_t tall = blocks(blocks(rows, threads), EDGE) * EDGE;
+    return tall > LARGEST_BLOCK ? LARGEST_BLOCK : tall;
+}
+
+static inline int64_t whole_edges(int64_t count) { return blocks(count, EDGE) * EDGE; }
+
+/* columns x depth of a factor, in panels of 32 columns with all their steps. Returns 0. */
+int owngpt_pack_frozen(const bf16 *values, int64_t stride, int across, int64_t columns, int64_t depth, bf16 *to, int threads) {
+    Factor b = {values, stride, across};
+    int64_t steps = blocks(depth, EDGE);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t panel = 0; panel < blocks(columns, EDGE); panel++)
+        for (int64_t k = 0; k < steps; k++)
+            pack_right(&b, panel * EDGE, k * EDGE, (int)least(EDGE, columns - panel * EDGE), (int)least(EDGE, depth - k * EDGE), to + (panel * steps + k) * PAIR);
+    return 0;
+}
+
+/* A strip of 32 rows times a panel of 32 columns, added to `sums` where `more`. Four registers: see TILES_PAIR_STEP. The next panel, which
+ * comes from far away, is asked for meanwhile: `lines` of it a step. */
+static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int more, const char *next, int lines) {
+    for (int half = 0; half < 2; half++) {
+        float *c = sums + half * 256;
+        const bf16 *b = right + half * 512;
+        if (more) TILES_PAIR_LOAD(c, c + 512, 64);
+        else TILES_PAIR_ZERO();
+        for (int64_t i = 0; i < steps; i++) {
+            TILES_PAIR_STEP(left + i * PAIR, left + i * PAIR + 512, 64, b + i * PAIR);
+            for (int line = 0; line < lines; line++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
+        }
+        TILES_PAIR_STORE(c, c + 512, 64);
+    }
+}
+
+/* 32 x 32 sums -> rows x columns of bfloat16. */
+static inline void put_block(const float *sums, const float *bias, float factor, bf16 *to, int64_t stride, int rows, int columns) {
+    __m512 first = _mm512_setzero_ps(), second = first, by = _mm512_set1_ps(factor);
+    __mmask32 there = columns >= 32 ? 0xffffffffu : (1u << columns) - 1;
+    if (bias) {
+        first = _mm512_maskz_loadu_ps((__mmask16)there, bias);
+        second = _mm512_maskz_loadu_ps((__mmask16)(there >> 16), bias + 16);
+    }
+    for (int i = 0; i < rows; i++) {
+        const float *row = sums + (i / 16) * 512 + (i % 16) * 16;
+        __m512 low = _mm512_fmadd_ps(_mm512_load_ps(row), by, first), high = _mm512_fmadd_ps(_mm512_load_ps(row + 256), by, second);
+        _mm512_mask_storeu_epi16(to + i * stride, there, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
+static void pack_strips(const bf16 *values, int64_t stride, int64_t rows, int64_t depth, bf16 *to) {
+    Factor a = {values, stride, 1};
+    int64_t steps = blocks(depth, EDGE);
+    for (int64_t s = 0; s < blocks(rows, EDGE); s++)
+        for (int64_t k = 0; k < steps; k++)
+            pack_left(&a, s * EDGE, k * EDGE, (int)least(EDGE, rows - s * EDGE), (int)least(EDGE, depth - k * EDGE), to + (s * steps + k) * PAIR);
+}
+
+/* The transposed of columns [from, from + count) of rows x ..., as strips over them that are summed over the rows. */
+static void pack_turned(const bf16 *values, int64_t stride, int64_t count, int64_t rows, bf16 *to) {
+    Factor a = {values, stride, 0};
+    int64_t steps = blocks(rows, EDGE);
+    for (int64_t s = 0; s < blocks(count, EDGE); s++)
+        for (int64_t k = 0; k < steps; k++)
+            pack_left(&a, s * EDGE, k * EDGE, (int)least(EDGE, count - s * EDGE), (int)least(EDGE, rows - k * EDGE), to + (s * steps + k) * PAIR);
+}
+
+/* rows x depth (strips) times packed panels, plus more steps of both, into a block of bfloat16. */
+typedef struct {
+    const bf16 *values; /* the left factor, which is packed a chunk at a time into `left`; NULL: it lies there whole */
+    int64_t stride;
+    bf16 *left;
+    int64_t rows, depth;
+    const bf16 *panels;
+    int64_t columns;
+    const bf16 *extra_left; /* strips of `extra_strip` steps */
+    int64_t extra_strip;
+    const bf16 *extra_right;    /* (panel, step) */
+    const int64_t *extra_first; /* a panel's first of extra_right; NULL: extra_strip steps each */
+    const int64_t *extra_from;  /* for each of them, where its left step lies in the strip */
+    const float *bias;
+    bf16 *out;
+    int64_t out_stride;
+} Block;
+
+static void extra_steps(const Block *p, int64_t strip, int64_t panel, float *sums) {
+    const bf16 *left = p->extra_left + strip * p->extra_strip * PAIR;
+    if (!p->extra_first) {
+        strip_times_panel(left, p->extra_right + panel * p->extra_strip * PAIR, p->extra_strip, sums, 1, NULL, 0);
+        return;
+    }
+    for (int64_t i = p->extra_first[panel]; i < p->extra_first[panel + 1]; i++)
+        strip_times_panel(left + p->extra_from[i] * PAIR, p->extra_right + i * PAIR, 1, sums, 1, NULL, 0);
+}
+
+static void chunk_of_block(const Block *p, int64_t first, int64_t steps, int begun, int last, float *all) {
+    int64_t strips = blocks(p->rows, EDGE), panels = blocks(p->columns, EDGE), deep = blocks(p->depth, EDGE);
+    float sums[PAIR] __attribute__((aligned(64)));
+    int64_t strip = p->values ? steps : deep, start = p->values ? 0 : first;
+    int lines = (int)blocks(EDGE, 2 * strips); /* 32 cache lines a step of the next panel, over all passes of this one */
+    for (int64_t n = 0; n < panels; n++) {
+        const bf16 *right = p->panels + (n * deep + first) * PAIR;
+        for (int64_t s = 0; s < strips; s++) {
+            float *c = begun || !last ? all + (s * panels + n) * PAIR : sums;
+            const char *next = (const char *)(right + deep * PAIR) + s * 2 * steps * lines * 64;
+            strip_times_panel(p->left + (s * strip + start) * PAIR, right, steps, c, begun, next, n + 1 < panels ? lines : 0);
+            if (!last) continue;
+            if (p->extra_left) extra_steps(p, s, n, c);
+            put_block(c, p->bias ? p->bias + n * EDGE : NULL, 1.0f, p->out + s * EDGE * p->out_stride + n * EDGE, p->out_stride, (int)least(EDGE, p->rows - s * EDGE),
+                      (int)least(EDGE, p->columns - n * EDGE));
+        }
+    }
+}
+
+static void whole_block(const Block *p, float *all) {
+    int64_t steps = blocks(p->depth, EDGE);
+    for (int64_t k = 0; k < steps; k += CHUNK_STEPS) {
+        int64_t deep = least(CHUNK_STEPS, steps - k);
+        if (p->values) pack_strips(p->values + k * EDGE, p->stride, p->rows, least(deep * EDGE, p->depth - k * EDGE), p->left);
+        chunk_of_block(p, k, deep, k > 0, k + deep == steps, all);
+    }
+}
+
+/* Floats that whole_block needs to add up several chunks. */
+static size_t sums_of(int64_t strips, int64_t columns, int64_t depth) {
+    return blocks(depth, EDGE) > CHUNK_STEPS ? (size_t)(strips * blocks(columns, EDGE) * PAIR) : PAIR;
+}
+
+/* Forward */
+
+typedef struct {
+    bf16 *down, *up; /* x A^T: panels over inputs; s B: a step for each panel and span that meet */
+    int64_t *first, *from;
+} Packed;
+
+/* Which steps of x A^T each panel of outputs needs, and s B for them. Returns their number; with `to` NULL only counts. */
+static int64_t pack_up(const Layer *l, int64_t *first, int64_t *from, bf16 *to) {
+    int64_t count = 0, wide = blocks(l->rank, EDGE);
+    for (int64_t panel = 0; panel < blocks(l->outputs, EDGE); panel++) {
+        int64_t row = 0;
+        if (first) first[panel] = count;
+        for (int64_t p = 0; p < l->spans; row += l->span[2 * p + 1] - l->span[2 * p], p++) {
+            int64_t begin = l->span[2 * p] > panel * EDGE ? l->span[2 * p] : panel * EDGE, end = least(l->span[2 * p + 1], (panel + 1) * EDGE);
+            if (begin >= end) continue;
+            for (int64_t k = 0; k < wide; k++, count++) {
+                if (!to) continue;
+                bf16 scaled[EDGE * EDGE] __attribute__((aligned(64))) = {0};
+                for (int64_t o = begin; o < end; o++)
+                    for (int64_t j = k * EDGE; j < least(l->rank, (k + 1) * EDGE); j++)
+                        scaled[(o - panel * EDGE) * EDGE + j - k * EDGE] = l->up[(row + o - l->span[2 * p]) * l->rank + j];
+                Factor b = {scaled, EDGE, 1};
+                pack_right(&b, 0, 0, EDGE, EDGE, to + count * PAIR);
+                from[count] = p * wide + k;
+            }
+        }
+    }
+    if (first) first[blocks(l->outputs, EDGE)] = count;
+    return count;
+}
+
+/* x A^T of a block: rows x (spans * rank) into `hidden`, and its strips, each span filled up to whole steps. */
+static void hidden_block(const Layer *l, const bf16 *left, int64_t steps, int64_t rows, const bf16 *down, bf16 *hidden, bf16 *strips) {
+    int64_t width = l->spans * l->rank, wide = blocks(l->rank, EDGE);
+    float sums[PAIR] __attribute__((aligned(64)));
+    for (int64_t s = 0; s < blocks(rows, EDGE); s++) {
+        int here = (int)least(EDGE, rows - s * EDGE);
+        bf16 *to = hidden + s * EDGE * width;
+        for (int64_t n = 0; n < blocks(width, EDGE); n++) {
+            strip_times_panel(left + s * steps * PAIR, down + n * steps * PAIR, steps, sums, 0, NULL, 0);
+            put_block(sums, NULL, l->scale, to + n * EDGE, width, here, (int)least(EDGE, width - n * EDGE));
+        }
+        Factor a = {to, width, 1};
+        for (int64_t p = 0; p < l->spans; p++)
+            for (int64_t k = 0; k < wide; k++)
+                pack_left(&a, 0, p * l->rank + k * EDGE, here, (int)least(EDGE, l->rank - k * EDGE), strips + ((s * l->spans + p) * wide + k) * PAIR);
+    }
+}
+
+/* x: rows x inputs; bias: outputs float32 or NULL; y: rows x outputs; hidden: rows x (spans * rank), s x A^T. weight: panels of outputs.
+ * Without spans only x W^T + b. Returns 0, or 1 without memory. */
+int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans, int64_t rank,
+                    float scale, bf16 *hidden, bf16 *y, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    Layer l = {weight, down, up, span, spans, rank, inputs, outputs, rows, scale};
+    int64_t steps = blocks(inputs, EDGE), width = spans * rank, tall = spans ? block_of(rows) : plain_block_of(rows, threads), strips = tall / EDGE, panels = blocks(outputs, EDGE);
+    int64_t count = pack_up(&l, NULL, NULL, NULL), extra = spans * blocks(rank, EDGE);
+    Packed packed = {0};
+    packed.down = aligned_alloc(64, (size_t)(whole_edges(width) * steps * EDGE + count * PAIR + PAIR) * sizeof(bf16));
+    packed.first = malloc((size_t)(panels + 1 + count) * sizeof(int64_t));
+    int failed = !packed.down || !packed.first;
+    if (!failed) {
+        packed.up = packed.down + whole_edges(width) * steps * EDGE;
+        packed.from = packed.first + panels + 1;
+        if (width) owngpt_pack_frozen(down, inputs, 1, width, inputs, packed.down, 1);
+        pack_up(&l, packed.first, packed.from, packed.up);
+    }
+#pragma omp parallel num_threads(threads) if (!failed)
+    if (!failed) {
+        size_t left_size = (size_t)(tall * (spans ? steps : least(steps, CHUNK_STEPS)) * EDGE), extra_size = (size_t)(strips * extra * PAIR);
+        bf16 *left = aligned_alloc(64, (left_size + extra_size) * sizeof(bf16) + sums_of(strips, outputs, inputs) * sizeof(float));
+        if (!left) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        tiles_begin();
+#pragma omp for schedule(dynamic)
+        for (int64_t row = 0; row < rows; row += tall) {
+            if (!left) continue;
+            int64_t here = least(tall, rows - row);
+            bf16 *strip = left + left_size;
+            float *all = (float *)(strip + extra_size);
+            Block block = {width ? NULL : x + row * inputs, inputs, left, here, inputs, weight, outputs, width ? strip : NULL, extra, packed.up, packed.first, packed.from, bias, y + row * outputs, outputs};
+            if (width) {
+                pack_strips(x + row * inputs, inputs, here, inputs, left);
+                hidden_block(&l, left, steps, here, packed.down, hidden + row * width, strip);
+            }
+            whole_block(&block, all);
+        }
+        tiles_end();
+        free(left);
+    }
+    free(packed.down);
+    free(packed.first);
+    return failed;
+}
+
+/* Backward */
+
+typedef struct {
+    Layer layer;
+    const bf16 *d_y, *x, *hidden;
+    const bf16 *up, *down; /* packed: B, a span's steps over outputs after another's; A as steps of the input's gradient */
+    float *parts;          /* of each block: the gradient of A (width x inputs), then that of B turned (rank x rows of all spans) */
+    int64_t width, heights, part;
+} Backward;
+
+static int64_t first_step(const Layer *l, int64_t p) { return l->span[2 * p] / EDGE; }
+static int64_t steps_of(const Layer *l, int64_t p) { return blocks(l->span[2 * p + 1], EDGE) - first_step(l, p); }
+
+/* B as the right factor of dY B: per span and 32 ranks all steps over outputs. Returns the number of steps; with `to` NULL only counts. */
+static int64_t pack_up_over_outputs(const Layer *l, bf16 *to) {
+    int64_t count = 0, row = 0;
+    for (int64_t p = 0; p < l->spans; row += l->span[2 * p + 1] - l->span[2 * p], p++)
+        for (int64_t j = 0; j < l->rank; j += EDGE)
+            for (int64_t k = 0; k < steps_of(l, p); k++, count++) {
+                if (!to) continue;
+                bf16 part[EDGE * EDGE] __attribute__((aligned(64))) = {0};
+                int64_t from = (first_step(l, p) + k) * EDGE;
+                for (int64_t o = from; o < from + EDGE; o++)
+                    if (o >= l->span[2 * p] && o < l->span[2 * p + 1])
+                        memcpy(part + (o - from) * EDGE, l->up + (row + o - l->span[2 * p]) * l->rank + j, (size_t)least(EDGE, l->rank - j) * sizeof(bf16));
+                Factor b = {part, EDGE, 0};
+                pack_right(&b, 0, 0, EDGE, EDGE, to + count * PAIR);
+            }
+    return count;
+}
+
+/* s dY B of a block: rows x width. */
+static void hidden_gradient(const Backward *w, const bf16 *left, int64_t rows, bf16 *to) {
+    const Layer *l = &w->layer;
+    int64_t steps = blocks(l->outputs, EDGE);
+    float sums[PAIR] __attribute__((aligned(64)));
+    for (int64_t s = 0; s < blocks(rows, EDGE); s++) {
+        const bf16 *right = w->up;
+        for (int64_t p = 0; p < l->spans; p++)
+            for (int64_t j = 0; j < l->rank; j += EDGE, right += steps_of(l, p) * PAIR) {
+                strip_times_panel(left + (s * steps + first_step(l, p)) * PAIR, right, steps_of(l, p), sums, 0, NULL, 0);
+                put_block(sums, NULL, l->scale, to + s * EDGE * w->width + p * l->rank + j, w->width, (int)least(EDGE, rows - s * EDGE), (int)least(EDGE, l->rank - j));
+            }
+    }
+}
+
+/* A block as right factor that is summed over its rows: panels of 32 columns. */
+static void pack_over_rows(const bf16 *values, int64_t stride, int64_t rows, int64_t columns, bf16 *to) {
+    Factor b = {values, stride, 0};
+    int64_t steps = blocks(rows, EDGE);
+    for (int64_t k = 0; k < steps; k++)
+        for (int64_t n = 0; n < blocks(columns, EDGE); n++)
+            pack_right(&b, n * EDGE, k * EDGE, (int)least(EDGE, columns - n * EDGE), (int)least(EDGE, rows - k * EDGE), to + (n * steps + k) * PAIR);
+}
+
+/* Columns [from, end) of 32 x 32 sums. */
+static inline void put_floats(const float *sums, float *to, int64_t stride, int rows, int from, int end) {
+    uint32_t until = end >= 32 ? 0xffffffffu : (1u << end) - 1, there = until & ~((1u << from) - 1);
+    for (int i = 0; i < rows; i++) {
+        const float *row = sums + (i / 16) * 512 + (i % 16) * 16;
+        _mm512_mask_storeu_ps(to + i * stride, (__mmask16)there, _mm512_load_ps(row));
+        _mm512_mask_storeu_ps(to + i * stride + 16, (__mmask16)(there >> 16), _mm512_load_ps(row + 256));
+    }
+}
+
+/* The gradient of A from a block: (s dY B)^T x, width x inputs. */
+static void down_gradient(const Backward *w, const bf16 *d_hidden, const bf16 *x, int64_t rows, bf16 *small, bf16 *right, float *to) {
+    int64_t steps = blocks(rows, EDGE), inputs = w->layer.inputs;
+    float sums[PAIR] __attribute__((aligned(64)));
+    pack_turned(d_hidden, w->width, w->width, rows, small);
+    pack_over_rows(x, inputs, rows, inputs, right);
+    for (int64_t n = 0; n < blocks(inputs, EDGE); n++)
+        for (int64_t s = 0; s < blocks(w->width, EDGE); s++) {
+            strip_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, 0, NULL, 0);
+            put_floats(sums, to + s * EDGE * inputs + n * EDGE, inputs, (int)least(EDGE, w->width - s * EDGE), 0, (int)least(EDGE, inputs - n * EDGE));
+        }
+}
+
+/* The gradient of B from a block, turned: (s x A^T)^T dY of each span, rank x its rows. */
+static void up_gradient(const Backward *w, int64_t row, int64_t rows, bf16 *small, bf16 *right, float *to) {
+    const Layer *l = &w->layer;
+    int64_t steps = blocks(rows, EDGE), done = 0;
+    float sums[PAIR] __attribute__((aligned(64)));
+    pack_over_rows(w->d_y + row * l->outputs, l->outputs, rows, l->outputs, right);
+    for (int64_t p = 0; p < l->spans; done += l->span[2 * p + 1] - l->span[2 * p], p++) {
+        pack_turned(w->hidden + row * w->width + p * l->rank, w->width, l->rank, rows, small);
+        for (int64_t n = first_step(l, p); n < first_step(l, p) + steps_of(l, p); n++)
+            for (int64_t s = 0; s < blocks(l->rank, EDGE); s++) {
+                int64_t from = l->span[2 * p] > n * EDGE ? l->span[2 * p] - n * EDGE : 0, end = least(EDGE, l->span[2 * p + 1] - n * EDGE);
+                strip_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, 0, NULL, 0);
+                put_floats(sums, to + s * EDGE * w->heights + done + n * EDGE - l->span[2 * p], w->heights, (int)least(EDGE, l->rank - s * EDGE), (int)from, (int)end);
+            }
+    }
+}
+
+/* Sums over blocks, in their order. */
+static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_up) {
+    const Layer *l = &w->layer;
+#pragma omp for schedule(static) nowait
+    for (int64_t i = 0; i < w->width; i++)
+        for (int64_t b = 0; b < count; b++) {
+            const float *from = w->parts + b * w->part + i * l->inputs;
+            float *to = d_down + i * l->inputs;
+            if (b == 0) memcpy(to, from, (size_t)l->inputs * sizeof(float));
+            else
+                for (int64_t k = 0; k < l->inputs; k++) to[k] += from[k];
+        }
+#pragma omp for schedule(static)
+    for (int64_t o = 0; o < w->heights; o++)
+        for (int64_t j = 0; j < l->rank; j++) {
+            float sum = 0.0f;
+            for (int64_t b = 0; b < count; b++) sum += w->parts[b * w->part + w->width * l->inputs + j * w->heights + o];
+            d_up[o * l->rank + j] = sum;
+        }
+}
+
+/* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. d_x: rows x inputs, or NULL; d_down: (spans * rank) x
+ * inputs and d_up: (rows of all spans) x rank, float32. Without spans only dY W. Returns 0, or 1 without memory. */
+int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden, const bf16 *weight, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans,
+                             int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
+    Backward w = {{weight, down, up, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, spans * rank, 0, 0};
+    int64_t tall = spans ? block_of(rows) : plain_block_of(rows, threads), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
+    for (int64_t p = 0; p < spans; p++) w.heights += span[2 * p + 1] - span[2 * p];
+    w.part = w.width * inputs + rank * w.heights;
+    int64_t ups = pack_up_over_outputs(&w.layer, NULL) * PAIR, downs = blocks(inputs, EDGE) * extra * PAIR;
+    bf16 *packed = aligned_alloc(64, (size_t)(ups + downs + PAIR) * sizeof(bf16));
+    w.parts = malloc((size_t)(count * w.part + 1) * sizeof(float));
+    int failed = !packed || !w.parts;
+    if (!failed && spans) {
+        w.up = packed, w.down = packed + ups;
+        pack_up_over_outputs(&w.layer, packed);
+        owngpt_pack_frozen(down, inputs, 0, inputs, w.width, packed + ups, 1);
+    }
+#pragma omp parallel num_threads(threads) if (!failed)
+    if (!failed) {
+        size_t left_size = (size_t)(tall * (spans ? whole_edges(inputs > outputs ? inputs : outputs) : CHUNK_STEPS * EDGE)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
+        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size) * sizeof(bf16) + sums_of(strips, inputs, outputs) * sizeof(float));
+        if (!left) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        tiles_begin();
+#pragma omp for schedule(dynamic)
+        for (int64_t b = 0; b < count; b++) {
+            if (!left) continue;
+            int64_t row = b * tall, here = least(tall, rows - row);
+            bf16 *small = left + left_size, *d_hidden = small + small_size;
+            if (spans) {
+                pack_strips(d_y + row * outputs, outputs, here, outputs, left);
+                hidden_gradient(&w, left, here, d_hidden);
+                pack_strips(d_hidden, w.width, here, w.width, small);
+            }
+            if (d_x) {
+                Block block = {spans ? NULL : d_y + row * outputs, outputs, left, here, outputs, weight, inputs, spans ? small : NULL, extra, w.down, NULL, NULL, NULL, d_x + row * inputs, inputs};
+                whole_block(&block, (float *)(d_hidden + small_size));
+            }
+            if (!spans) continue;
+            float *part = w.parts + b * w.part;
+            up_gradient(&w, row, here, small, left, part + w.width * inputs);
+            down_gradient(&w, d_hidden, x + row * inputs, here, small, left, part);
+        }
+        if (spans && !failed) add_parts(&w, count, d_down, d_up);
+        tiles_end();
+        free(left);
+    }
+    free(packed);
+    free(w.parts);
+    return failed;
+}
+
+#endif

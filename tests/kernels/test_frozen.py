@@ -1,0 +1,97 @@
+"""The fused kernels of a frozen layer with low-rank updates against plain PyTorch in float32, at sizes that fill no tile."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from owngpt.kernels import library
+from owngpt.kernels.frozen import freeze
+from owngpt.kernels.low_rank import Spans, frozen_linear, frozen_low_rank_linear, low_rank_linear
+
+pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no AMX tiles on this machine")
+
+CASES: list[tuple[int, int, int, int, Spans]] = [
+    (1, 8, 8, 4, ((0, 8),)),
+    (37, 70, 45, 3, ((0, 45),)),
+    (64, 64, 96, 16, ((0, 32), (32, 64), (64, 96))),
+    (130, 48, 100, 5, ((0, 41), (60, 100))),
+    (300, 800, 70, 40, ((7, 33),)),
+    (700, 40, 1700, 16, ((0, 900), (900, 1700))),
+]
+"""Rows, inputs, outputs, rank, spans: one block and several, sums in several chunks, spans that begin and end within tiles."""
+
+
+def _values(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _near(found: Tensor, expected: Tensor, tolerance: float = 0.01) -> None:
+    assert found.shape == expected.shape
+    assert float((found.float() - expected).norm() / expected.norm()) < tolerance
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_are_those_of_plain_arithmetic(case: tuple[int, int, int, int, Spans], bias: bool) -> None:
+    rows, inputs, outputs, rank, spans = case
+    weight = (_values(outputs, inputs, seed=1) / inputs**0.5).bfloat16()
+    shift = _values(outputs, seed=2) if bias else None
+    sources = [
+        _values(rows, inputs, seed=3).bfloat16(),
+        _values(len(spans) * rank, inputs, seed=4) / inputs**0.5,
+        _values(sum(last - first for first, last in spans), rank, seed=5),
+    ]
+    d_y = _values(rows, outputs, seed=6).bfloat16()
+    x, down, up = (source.clone().requires_grad_() for source in sources)
+    wide = [source.bfloat16().float().requires_grad_() for source in sources]
+    y = frozen_low_rank_linear(x, freeze(weight), shift, down, up, spans, 1.5)
+    expected = low_rank_linear(wide[0], weight.float(), shift, wide[1], wide[2], spans, 1.5)
+    _near(y.detach(), expected.detach())
+    y.backward(d_y)
+    expected.backward(d_y.float())
+    for found, reference in zip((x, down, up), wide, strict=True):
+        assert found.grad is not None
+        assert reference.grad is not None
+        assert found.grad.dtype == found.dtype
+        _near(found.grad, reference.grad)
+
+
+def test_without_updates_it_is_a_product_rounded_once() -> None:
+    weight, x = _values(70, 800, seed=1).bfloat16(), _values(2, 33, 800, seed=2).bfloat16().requires_grad_()
+    shift = _values(70, seed=3)
+    y = frozen_linear(x, freeze(weight), shift)
+    expected = x.detach().float() @ weight.float().t() + shift
+    torch.testing.assert_close(y.detach().float(), expected, rtol=2**-8, atol=0.03)
+    d_y = _values(2, 33, 70, seed=4).bfloat16()
+    y.backward(d_y)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), d_y.float() @ weight.float(), rtol=2**-8, atol=0.03)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (32, 64), (45, 70), (100, 33)])
+def test_a_packed_weight_is_still_the_weight(shape: tuple[int, int]) -> None:
+    weight = _values(*shape, seed=1).bfloat16()
+    assert torch.equal(freeze(weight).unpacked(), weight)
+
+
+def test_results_do_not_depend_on_the_number_of_threads() -> None:
+    weight, spans = freeze(_values(96, 64, seed=1).bfloat16()), ((0, 48), (48, 96))
+    results = []
+    before = torch.get_num_threads()
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            x = _values(700, 64, seed=2).bfloat16().requires_grad_()
+            down, up = _values(16, 64, seed=3).requires_grad_(), _values(96, 8, seed=4).requires_grad_()
+            y = frozen_low_rank_linear(x, weight, None, down, up, spans, 0.5)
+            y.backward(_values(700, 96, seed=5).bfloat16())
+        finally:
+            torch.set_num_threads(before)
+        results.append((y.detach(), x.grad, down.grad, up.grad))
+    for other in results[1:]:
+        for found, expected in zip(other, results[0], strict=True):
+            assert found is not None
+            assert expected is not None
+            assert torch.equal(found, expected)
