@@ -1,9 +1,9 @@
-"""``owngpt data prepare`` and ``owngpt data report``"""
+"""``owngpt data prepare``, ``owngpt data report`` and ``owngpt data sets``"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -11,7 +11,11 @@ from owngpt.cli.options import Json, Quiet, options_of
 from owngpt.cli.output import say
 from owngpt.config.checks import at_least
 from owngpt.config.data import DataConfig
+from owngpt.config.units import in_bytes
 from owngpt.errors import UsageError
+
+if TYPE_CHECKING:
+    from owngpt.data.corpora import NamedCorpus
 
 DataOptions = options_of(DataConfig, leave_out=("deduplicate", "near_duplicates", "repair_text"))
 
@@ -90,3 +94,35 @@ def report(folder: Path, /, *, json: Json = False) -> dict[str, Any] | None:
         return found.to_dict()
     print("\n".join(found.lines()))
     return None
+
+
+def sets(*, json: Json = False) -> dict[str, Any] | None:
+    """The names of public texts that `train` takes for SRC, and of public examples that `finetune` takes for DATA."""
+    from owngpt.data.corpora import CORPORA
+    from owngpt.finetune.examples.named import named_sets
+
+    texts, examples = CORPORA, named_sets()
+    if json:
+        return {
+            "texts": {name: _described(corpus) for name, corpus in texts.items()},
+            "examples": {name: each.to_dict() for name, each in examples.items()},
+        }
+    print("Texts, for owngpt train:")
+    for name, corpus in texts.items():
+        _show(name, corpus, in_bytes(corpus.text_bytes))
+    print("Examples, for owngpt finetune:")
+    for name, each in examples.items():
+        _show(name, each.corpus, f"{each.examples:,} {each.kind} examples")
+    return None
+
+
+def _described(corpus: NamedCorpus) -> dict[str, Any]:
+    """As a named set's own ``to_dict`` has it."""
+    names = ("description", "language", "licence", "client", "package", "sha256", "download_bytes", "text_bytes")
+    return {name: getattr(corpus, name) for name in names}
+
+
+def _show(name: str, corpus: NamedCorpus, size: str) -> None:
+    print(f"  {name}\n    {corpus.description}")
+    download = f"{in_bytes(corpus.download_bytes)} with {corpus.client.partition("-")[0]}" if corpus.download_bytes else "no download"
+    print(f"    {size}; {corpus.language}; {download}; licence: {corpus.licence}")

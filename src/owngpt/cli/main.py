@@ -54,6 +54,7 @@ GROUPS = {
         {
             "prepare": "Clean, de-duplicate, split and tokenize text into shards that training reads.",
             "report": "What was kept, what was removed and why, from a folder that `data prepare` or `train` made.",
+            "sets": "The names of public texts to train on, and of public examples to fine-tune on.",
         },
     ),
     "tokenizer": (
