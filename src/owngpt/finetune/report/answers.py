@@ -7,24 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.engine import Engine
-from owngpt.engine.packing import packed_copy, recordable
 from owngpt.engine.request import Failed, Piece, Request, Stream
-from owngpt.engine.runner import PackedRunner, Runner
-from owngpt.engine.torch_runner import BLOCK, TorchRunner
-from owngpt.engine.tuning import tune
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, PlainText, Preference
 from owngpt.finetune.report.repetition import distinct_share, loops
+from owngpt.finetune.writing import open_writer
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 
-CACHE_BYTES = 128 * 2**20
-"""For the keys and values of all answers that are written side by side."""
-MOST_ROWS = 32
 SHORTEST_LIMIT, LONGEST_LIMIT = 48, 384
 """Tokens that an answer may have, whatever the owner's own answers have."""
 OPENING = 32
@@ -102,10 +95,8 @@ def answer(
     if not fitting:
         return []
     longest = min(room, max(len(question.prompt_ids) for question in fitting) + limit)
-    rows = min(_rows(network, longest), len(fitting))
     answers: list[Answer] = []
-    runner = _runner(network, 1 + rows * (1 + -(-longest // BLOCK)))
-    with Engine(runner, tokenizer, context_length=room, most_rows=rows) as engine:
+    with open_writer(network, tokenizer, longest=longest, most=len(fitting)) as (engine, rows):
         for first in range(0, len(fitting), rows):
             began = time.monotonic()
             answers += _wave(engine, tokenizer, fitting[first : first + rows], limit, deadline)
@@ -113,23 +104,6 @@ def answer(
             if deadline is not None and time.monotonic() + took > deadline:
                 break
     return answers
-
-
-def _runner(network: GPT, blocks: int) -> Runner:
-    """What serves this network, without taking it apart: it may have to learn on."""
-    weight = network.embedding.weight
-    if weight.dtype != torch.bfloat16 or weight.device.type != "cpu" or recordable(network) is not None:
-        return TorchRunner(network, blocks)
-    runner = PackedRunner(packed_copy(network, "bf16"), blocks)
-    tune(runner)
-    return runner
-
-
-def _rows(network: GPT, tokens: int) -> int:
-    config = network.config
-    size = network.embedding.weight.element_size()
-    per_token = 2 * config.layers * config.key_value_heads * config.head_size * size
-    return min(max(CACHE_BYTES // (per_token * tokens), 1), MOST_ROWS)
 
 
 def _wave(

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any, TypeVar
 
 from owngpt.finetune.report.answers import Answer
-from owngpt.finetune.report.forgetting import FILES, GeneralLanguage, GeneralLoss, bits_per_byte, perplexity
+from owngpt.finetune.report.forgetting import FILES, GeneralLanguage, GeneralLoss, bits_per_byte, known_languages, perplexity
 from owngpt.finetune.report.labels import Confusion
 from owngpt.finetune.report.losses import SequenceLoss
 from owngpt.finetune.report.measure import Measurement
@@ -17,8 +17,6 @@ from owngpt.finetune.report.text_scores import TEXT_SCORES, tokens
 
 Record = TypeVar("Record")
 
-KNOWN_BITS = 2.0
-"""Bits per byte below which a network knows a language: a text of single characters drawn by their frequency has over 2.5."""
 SHORT_REFERENCE = 12
 """Tokens of the owner's answers, in the middle, up to which an exact match can be hoped for."""
 
@@ -83,7 +81,7 @@ def compare(before: Measurement, after: Measurement) -> Comparison:
     general = _common(before.general, after.general, lambda loss: (loss.language, loss.index))
     answers = _common(before.answers, after.answers, lambda answer: answer.index)
     guesses = _common(before.guesses, after.guesses, lambda guess: guess.index) if before.guesses else ([], [*after.guesses])
-    knows = _known(general[0])
+    knows = known_languages(general[0])
     gained = [*_loss_lines(*losses, before.kind), *_preference_lines(*losses, before.kind)]
     confusion = (Confusion.of(guesses[0]) if guesses[0] else None, Confusion.of(guesses[1])) if guesses[1] else None
     if confusion is not None:
@@ -98,13 +96,6 @@ def _common(before: Sequence[Record], after: Sequence[Record], key: Callable[[Re
     later = {key(record): record for record in after}
     both = [record for record in before if key(record) in later]
     return both, [later[key(record)] for record in both]
-
-
-def _known(general: Sequence[GeneralLoss]) -> tuple[GeneralLanguage, ...]:
-    """The languages that a network predicts better than chance; all of them where it knows none."""
-    present = [language for language in FILES if any(loss.language == language for loss in general)]
-    known = [name for name in present if bits_per_byte([loss for loss in general if loss.language == name]) < KNOWN_BITS]
-    return tuple(known or present)
 
 
 def _loss_lines(before: Sequence[SequenceLoss], after: Sequence[SequenceLoss], kind: str) -> list[Line]:

@@ -18,8 +18,10 @@ GeneralLanguage = Literal["English", "Chinese"]
 FILES: dict[GeneralLanguage, str] = {"English": "general_english.txt", "Chinese": "general_chinese.txt"}
 TRIED = 3
 """Texts of each language that are tried, the first of them whatever time it takes."""
+KNOWN_BITS = 2.0
+"""Bits per byte below which a network knows a language: a text of single characters drawn by their frequency has over 2.5."""
 FOREIGN_BITS = 2.3
-"""Bits per byte from which a network is taken not to know a language; a single character at random has more than 2.5."""
+"""Bits per byte from which a network is taken not to know a language, so that no more of it is read."""
 SEPARATOR = "\n---\n"
 """Between the texts of a file."""
 
@@ -56,6 +58,13 @@ def general_losses(network: GPT, tokenizer: Tokenizer, deadline: float | None) -
     found += _losses(network, tokenizer, texts[one:tried], deadline)
     known = [language for language in FILES if _may_know(found, language)] or [*FILES]
     return found + _losses(network, tokenizer, [text for text in texts[tried:] if text[0] in known], deadline)
+
+
+def known_languages(losses: Sequence[GeneralLoss]) -> tuple[GeneralLanguage, ...]:
+    """The languages that a network predicts better than chance; all of them where it knows none."""
+    by_language = {language: [loss for loss in losses if loss.language == language] for language in FILES}
+    present = [language for language, found in by_language.items() if found]
+    return tuple([name for name in present if bits_per_byte(by_language[name]) < KNOWN_BITS] or present)
 
 
 def _losses(
