@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
     :raises StorageError: the disk refuses.
     """
-    lines = [json.dumps({"record": type(each).__name__, **asdict(each)}, ensure_ascii=False) for each in examples]
+    lines = [json.dumps(example_values(each), ensure_ascii=False) for each in examples]
     atomic_write_text(path, "".join(line + "\n" for line in lines))
 
 
@@ -33,12 +33,21 @@ def read_examples(path: Path) -> list[Example]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return [_example(json.loads(line)) for line in file]
+            return [example_of(json.loads(line)) for line in file]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}); put a copy back or start a new run") from error
 
 
-def _example(values: dict[str, Any]) -> Example:
+def example_values(example: Example) -> dict[str, Any]:
+    """Plain values, for JSON."""
+    return {"record": type(example).__name__, **vars(example), "origin": vars(example.origin)}
+
+
+def example_of(values: dict[str, Any]) -> Example:
+    """The inverse of :func:`example_values`.
+
+    :raises KeyError, TypeError: they are none.
+    """
     record = RECORDS[values.pop("record")]
     values["origin"] = Origin(**values["origin"])
     names = {field.name for field in fields(record)}

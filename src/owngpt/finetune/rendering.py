@@ -70,7 +70,7 @@ class Renderer:
         if self.template is None and not self.tokenizer.chat_template and not self.tokenizer.named_chat_templates:
             source, note = choose_template(self.tokenizer)
             self.tokenizer = self.tokenizer.with_chat_template(source)
-            self._note(note)
+            self.note(note)
         return self.tokenizer
 
     # --- examples ---
@@ -85,13 +85,25 @@ class Renderer:
             try:
                 encoded = self.encode(example)
             except DataError as error:
-                if not skip_bad:
-                    raise
-                self.refused_count += 1
-                if len(self.refused) < MOST_REFUSED_KEPT:
-                    self.refused.append(str(error))
+                self.refuse(error, skip_bad=skip_bad)
                 continue
             yield from encoded
+
+    def refuse(self, error: DataError, *, skip_bad: bool) -> None:
+        """Count and note an example that is left out.
+
+        :raises DataError: the error, unless ``skip_bad``.
+        """
+        if not skip_bad:
+            raise error
+        self.refused_count += 1
+        if len(self.refused) < MOST_REFUSED_KEPT:
+            self.refused.append(str(error))
+
+    def settings(self) -> dict[str, Any]:
+        """What makes another renderer like this one, beside tokenizer and template; plain values, for JSON."""
+        labels = None if self.labels is None else list(self.labels)
+        return {"system": self.system, "labels": labels, "stop_ids": sorted(self.stop_ids), "variables": self.variables}
 
     def encode(self, example: Example) -> list[Encoded]:
         """The sequences of one example.
@@ -216,11 +228,12 @@ class Renderer:
                 "tools, or leave these rows out"
             )
         if tools and "tools" not in source:
-            self._note("the chat template does not show the tools that rows describe")
+            self.note("the chat template does not show the tools that rows describe")
         if "thinking" not in source and "reasoning" not in source and any(_thought(message) for message in messages):
-            self._note("the chat template does not show the thoughts that rows hold, so they are not learned")
+            self.note("the chat template does not show the thoughts that rows hold, so they are not learned")
 
-    def _note(self, sentence: str) -> None:
+    def note(self, sentence: str) -> None:
+        """Remember what a person should know, once."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
@@ -239,7 +252,7 @@ class Renderer:
         try:
             return [self.tokenizer.end_of_text_id]
         except ModelFolderError:
-            self._note("the vocabulary has no end-of-text token, so the model cannot learn where to stop")
+            self.note("the vocabulary has no end-of-text token, so the model cannot learn where to stop")
             return []
 
     def _continuation(self, before: list[int], prompt: str, completion: str) -> list[int]:

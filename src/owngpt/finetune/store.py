@@ -27,6 +27,19 @@ LEARNED = np.uint32(1 << 31)
 RECORD = np.dtype([("start", "<u8"), ("line", "<u8"), ("length", "<u4"), ("targets", "<u4"), ("file", "<u4"), ("label", "<i4")])
 
 
+def words_of(sequence: Encoded) -> np.ndarray:
+    """A sequence as one word a token: (T,) uint32, little-endian."""
+    ids, learned = np.asarray(sequence.token_ids), np.asarray(sequence.learned)
+    assert len(ids) == len(learned)
+    assert not len(ids) or 0 <= ids.min() <= ids.max() < LEARNED
+    return ids.astype("<u4") | (learned.astype("<u4") << np.uint32(31))
+
+
+def from_words(words: np.ndarray, origin: Origin, label: int) -> Encoded:
+    """The inverse of :func:`words_of`; the words are copied."""
+    return Encoded((words & ~LEARNED).astype(np.int64), (words & LEARNED) != 0, origin, label)
+
+
 @dataclass(frozen=True)
 class ExampleStore:
     """Sequences in the order in which they were written. Of a preference, chosen and rejected are 2i and 2i + 1."""
@@ -88,10 +101,8 @@ class ExampleStore:
         """The sequence with this index, copied out of the files."""
         record = self._records[index]
         start, length = int(record["start"]), int(record["length"])
-        words = np.array(self._tokens[start : start + length])
         origin = Origin(self._files[record["file"]], int(record["line"]))
-        ids = (words & ~LEARNED).astype(np.int64)
-        return Encoded(ids, (words & LEARNED) != 0, origin, int(record["label"]))
+        return from_words(self._tokens[start : start + length], origin, int(record["label"]))
 
 
 def write_store(
@@ -156,14 +167,11 @@ class _Writer:
         self.described = {name: file.close() for name, file in self._files.items()}
 
     def add(self, sequence: Encoded) -> None:
-        ids = np.asarray(sequence.token_ids)
-        assert len(ids) == len(sequence.learned)
-        assert not len(ids) or 0 <= ids.min() <= ids.max() < LEARNED
-        self._files[TOKENS].write(ids.astype("<u4") | (np.asarray(sequence.learned, dtype="<u4") << np.uint32(31)))
+        self._files[TOKENS].write(words_of(sequence))
         file = self.sources.setdefault(sequence.origin.file, len(self.sources))
-        record = (self._start, max(sequence.origin.line, 0), len(ids), sequence.targets, file, sequence.label)
+        record = (self._start, max(sequence.origin.line, 0), len(sequence), sequence.targets, file, sequence.label)
         self._files[RECORDS].write(np.array([record], dtype=RECORD))
-        self._start += len(ids)
+        self._start += len(sequence)
 
 
 class _Hashed:
