@@ -124,5 +124,6 @@ def _described(corpus: NamedCorpus) -> dict[str, Any]:
 
 def _show(name: str, corpus: NamedCorpus, size: str) -> None:
     print(f"  {name}\n    {corpus.description}")
-    download = f"{in_bytes(corpus.download_bytes)} with {corpus.client.partition("-")[0]}" if corpus.download_bytes else "no download"
+    client = corpus.client.partition("-")[0]
+    download = f"{in_bytes(corpus.download_bytes)} with {client}" if corpus.download_bytes else "no download"
     print(f"    {size}; {corpus.language}; {download}; licence: {corpus.licence}")
