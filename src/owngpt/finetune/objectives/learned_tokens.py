@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from owngpt.data.batches import Batch
+from owngpt.kernels.log_probabilities import linear_log_probabilities
 from owngpt.model.attention import CausalContext, PackedContext
 from owngpt.model.gpt import GPT
 
@@ -36,6 +38,20 @@ def learned_tokens(model: GPT, batch: Batch) -> LearnedTokens:
     if len(places) < len(targets):
         hidden = hidden.index_select(0, places.to(device))
     return LearnedTokens(hidden, targets[places].to(device), places.to(device))
+
+
+def sequence_log_probabilities(model: GPT, batch: Batch, sequences: Tensor, count: int) -> Tensor:
+    """(count,) float32, with gradient: log-probability of each sequence's learned tokens together, in nats.
+
+    :param sequences: (B, T) int32, the number of each token's sequence, from 0.
+    """
+    learned = learned_tokens(model, batch)
+    hidden, weight = model.head_factors(learned.hidden)
+    values = linear_log_probabilities(hidden, weight, learned.targets)
+    owners = sequences.to(values.device).flatten()[learned.places]
+    # A sum for each sequence in a fixed order, where adding at indices would have none on a GPU.
+    belongs = owners[None] == torch.arange(count, device=values.device)[:, None]
+    return torch.where(belongs, values[None], 0.0).sum(1)
 
 
 @contextmanager

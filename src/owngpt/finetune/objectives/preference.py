@@ -13,10 +13,9 @@ from torch import Tensor
 from owngpt.config.checks import above, one_of, within
 from owngpt.data.batches import Batch
 from owngpt.errors import UsageError
-from owngpt.finetune.objectives.learned_tokens import learned_tokens, without_dropout
+from owngpt.finetune.objectives.learned_tokens import sequence_log_probabilities, without_dropout
 from owngpt.finetune.objectives.preference_batch import PreferenceBatch
 from owngpt.finetune.objectives.preference_losses import Answers, PairLosses, dpo_losses, ipo_losses, orpo_losses
-from owngpt.kernels.log_probabilities import linear_log_probabilities
 from owngpt.model.gpt import GPT
 
 PreferenceLoss = Literal["dpo", "ipo", "orpo"]
@@ -117,14 +116,8 @@ class Preference:
 
 def answers(model: GPT, batch: PreferenceBatch) -> Answers:
     """How probable the model finds the answers of a batch, with gradient."""
-    learned = learned_tokens(model, batch)
-    hidden, weight = model.head_factors(learned.hidden)
-    values = linear_log_probabilities(hidden, weight, learned.targets)
-    sequences = batch.sequences.to(values.device).flatten()[learned.places]
-    # A sum for each sequence in a fixed order, where adding at indices would have none on a GPU.
-    belongs = sequences[None] == torch.arange(2 * batch.pairs, device=values.device)[:, None]
-    sums = torch.where(belongs, values[None], 0.0).sum(1)
-    return Answers(sums.view(-1, 2), _lengths(batch, values.device))
+    sums = sequence_log_probabilities(model, batch, batch.sequences, 2 * batch.pairs)
+    return Answers(sums.view(-1, 2), _lengths(batch, sums.device))
 
 
 @torch.no_grad()
