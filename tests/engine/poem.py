@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from tests.engine.plain import plain
 
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
@@ -20,6 +21,12 @@ STEPS = 120
 def tokenizer() -> Tokenizer:
     """Bytes are tokens, so every Chinese character crosses token borders."""
     return train_tokenizer([], kind="byte")
+
+
+@cache
+def plain_tokenizer() -> Tokenizer:
+    """As many tokens, each of them text by itself."""
+    return plain(tokenizer())
 
 
 @cache

@@ -31,7 +31,7 @@ def log_probability(model: GPT, prompt: list[int], written: tuple[int, ...]) -> 
 
 
 def test_a_wide_beam_finds_the_likeliest_text_of_two_tokens() -> None:
-    model, prompt = wild_model(), poem.tokenizer().encode("q")
+    model, prompt = wild_model(), poem.plain_tokenizer().encode("q")
     V = model.config.vocab_size
     with torch.inference_mode():
         first = model.logits(torch.tensor([prompt]))[0, -1].double().log_softmax(-1)
@@ -39,16 +39,15 @@ def test_a_wide_beam_finds_the_likeliest_text_of_two_tokens() -> None:
         both = first[:, None] + model.logits(pairs)[:, -1].double().log_softmax(-1)
     best = both.flatten().topk(3).indices
     config = GenerationConfig(max_new_tokens=2, num_beams=200, num_return_sequences=3)
-    found = [generation.token_ids for generation in generate(model, poem.tokenizer(), prompt, config, end_ids=())]
+    found = [generation.token_ids for generation in generate(model, poem.plain_tokenizer(), prompt, config, end_ids=())]
     assert found == [divmod(index, V) for index in best.tolist()]
 
 
 def test_beams_are_no_worse_than_greedy_and_come_best_first() -> None:
-    model, prompt = wild_model(), poem.tokenizer().encode("q")
-    (greedy,) = generate(model, poem.tokenizer(), prompt, GenerationConfig(temperature=0.0, max_new_tokens=12), end_ids=())
-    beams = generate(
-        model, poem.tokenizer(), prompt, GenerationConfig(num_beams=8, num_return_sequences=8, max_new_tokens=12), end_ids=()
-    )
+    model, prompt = wild_model(), poem.plain_tokenizer().encode("q")
+    (greedy,) = generate(model, poem.plain_tokenizer(), prompt, GenerationConfig(temperature=0.0, max_new_tokens=12), end_ids=())
+    config = GenerationConfig(num_beams=8, num_return_sequences=8, max_new_tokens=12)
+    beams = generate(model, poem.plain_tokenizer(), prompt, config, end_ids=())
     scores = [log_probability(model, prompt, beam.token_ids) for beam in beams]
     assert scores == sorted(scores, reverse=True)
     assert scores[0] >= log_probability(model, prompt, greedy.token_ids) - 1e-4
@@ -80,7 +79,7 @@ def test_length_normalisation_is_transformers() -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, GPT]:
     """A random model of transformers, and the same of ours. It is unsure, so that beams part and meet the end token."""
     config = transformers.LlamaConfig(
-        vocab_size=poem.tokenizer().vocab_size, hidden_size=48, intermediate_size=72, num_hidden_layers=2, eos_token_id=0,
+        vocab_size=poem.plain_tokenizer().vocab_size, hidden_size=48, intermediate_size=72, num_hidden_layers=2, eos_token_id=0,
         num_attention_heads=3, num_key_value_heads=1, max_position_embeddings=128, bos_token_id=0, pad_token_id=0,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("llama")
@@ -91,13 +90,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, GPT]:
             torch.nn.init.normal_(parameter, std=0.25)
     theirs.lm_head.weight.data[:1] *= 2.5  # the end is now and then likely
     theirs.save_pretrained(folder)
-    poem.tokenizer().save(folder)
+    poem.plain_tokenizer().save(folder)
     return theirs, load_model(folder, dtype=torch.float32)[0]
 
 
 @pytest.fixture(scope="module")
 def engine(pair: tuple[Any, GPT]) -> Iterator[Engine]:
-    with Engine(TorchRunner(pair[1], 120), poem.tokenizer(), context_length=128) as found:
+    with Engine(TorchRunner(pair[1], 120), poem.plain_tokenizer(), context_length=128) as found:
         yield found
 
 
@@ -144,7 +143,7 @@ def test_searches_among_other_texts_lose_no_block_and_change_no_text(pair: tuple
         for i in range(14)
     ]
     for blocks in (17, 120):  # 17 are just enough for the largest search alone: everything else is stopped and computed again
-        with Engine(TorchRunner(pair[1], blocks), poem.tokenizer(), context_length=128) as crowded:
+        with Engine(TorchRunner(pair[1], blocks), poem.plain_tokenizer(), context_length=128) as crowded:
             streams = [crowded.submit(request) for request in asked]
             streams[5].cancel()
             together = [stream.result() for stream in streams]

@@ -8,6 +8,7 @@ import time
 
 import pytest
 import torch
+from tests.engine.plain import plain
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.engine import Engine
@@ -29,7 +30,8 @@ GREEDY = GenerationConfig(max_new_tokens=24, temperature=0.0)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the quick brown fox jumps over the lazy dog, and 你好 世界 too. " * 40], kind="bpe", vocab_size=400)
+    text = "the quick brown fox jumps over the lazy dog, and 你好 世界 too. " * 40
+    return plain(train_tokenizer([text], kind="bpe", vocab_size=400))
 
 
 def shape(tokenizer: Tokenizer, **changes: object) -> GPTConfig:

@@ -51,9 +51,9 @@ def greedy_without_cache(model: GPT, prompt_ids: list[int], count: int) -> list[
 
 
 def test_greedy_with_the_cache_is_greedy_without() -> None:
-    model, prompt = wild_model(), poem.tokenizer().encode("To be, or")
+    model, prompt = wild_model(), poem.plain_tokenizer().encode("To be, or")
     config = GenerationConfig(temperature=0.0, max_new_tokens=40)
-    (generation,) = generate(model, poem.tokenizer(), prompt, config, end_ids=())
+    (generation,) = generate(model, poem.plain_tokenizer(), prompt, config, end_ids=())
     assert list(generation.token_ids) == greedy_without_cache(model, prompt, 40)
     assert len(set(generation.token_ids)) > 3  # not the same token forever, which would prove little
 

@@ -6,6 +6,7 @@ import random
 
 import pytest
 import torch
+from tests.engine.plain import plain
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.engine import Engine
@@ -20,7 +21,7 @@ from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.training import train_tokenizer
 
-TOKENIZER = train_tokenizer([], kind="byte")
+TOKENIZER = plain(train_tokenizer([], kind="byte"))
 PROMPT = tuple(range(30, 60))
 
 

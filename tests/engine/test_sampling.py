@@ -77,7 +77,7 @@ def test_draws_have_the_probabilities_that_transformers_computes(settings: dict[
     config = GenerationConfig(seed=5, **settings)  # type: ignore[arg-type]
     row = logits()
     expected = chain(config)(torch.tensor([PROMPT]), row[:, :V].clone())[0].double().softmax(0)
-    samplers = [Sampler(config, poem.tokenizer(), index) for index in range(DRAWS)]
+    samplers = [Sampler(config, poem.plain_tokenizer(), index) for index in range(DRAWS)]
     counts = Counter(token(choice) for choice in pick(row.expand(DRAWS, -1), samplers, [PROMPT] * DRAWS))
     assert all(expected[token_id] > 0 for token_id in counts)
     likely = (expected * DRAWS >= 5).nonzero().flatten().tolist()

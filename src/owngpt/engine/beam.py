@@ -10,7 +10,7 @@ from torch import Tensor
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.request import TokenScore
-from owngpt.engine.sampling import Sampler, nothing_to_choose, process
+from owngpt.engine.sampling import Sampler, nothing_to_choose, process, without_broken
 from owngpt.engine.sequence import Generation, TextSequence, replay
 
 Score = tuple[TokenScore | None, tuple[TokenScore, ...]]
@@ -123,6 +123,7 @@ class BeamSearch:
         errors = process(rows, [beam.sampler for beam in self.live], texts)
         if errors:
             raise next(iter(errors.values()))
+        rows = [without_broken(row, beam.sampler, text) for row, beam, text in zip(rows, self.live, texts, strict=True)]
         before = torch.tensor([[beam.log_probability] for beam in self.live], dtype=torch.float64)
         return torch.stack(rows).double() + before
 

@@ -97,6 +97,7 @@ class Sampler:
             if ids and max(ids) >= self.vocabulary:
                 raise UsageError(f"{name} names token {max(ids)}; the vocabulary's ids are from 0 to {self.vocabulary - 1}")
         self.constraint = compile_constraint(config, tokenizer, end_ids) if config.constrained is not None else None
+        self._characters = tokenizer.whole_characters if config.constrained is None else None  # constraints see to it themselves
         self._seed = secrets.randbits(63) if config.seed is None else config.seed
         self._index = index
         self.settings = (config.temperature, config.top_k, config.top_p, config.min_p, config.typical_p)
@@ -115,9 +116,10 @@ class Sampler:
         twin._restart()
         return twin
 
-    def point(self, position: int) -> float:
+    def point(self, position: int, attempt: int = 0) -> float:
         """The random number, from 0 to below 1, of the token that becomes number ``position`` of the text."""
-        digest = hashlib.blake2b(struct.pack("<QQQ", self._seed, self._index, position), digest_size=8).digest()
+        numbers = struct.pack("<QQQ", self._seed, self._index, position) + (struct.pack("<Q", attempt) if attempt else b"")
+        digest = hashlib.blake2b(numbers, digest_size=8).digest()
         return float(int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
     def process(self, row: Row, token_ids: Sequence[int]) -> None:
@@ -139,6 +141,16 @@ class Sampler:
         size = config.no_repeat_ngram_size
         if size and len(token_ids) >= size - 1:
             row[list(self._followers.get(self._context(token_ids, len(token_ids)), ()))] = -np.inf
+
+    def keeps_characters(self, token_ids: Sequence[int], token_id: int) -> bool:
+        """Whether the text stays valid UTF-8 with this token."""
+        return self._characters is None or self._characters.allows(token_ids, self.prompt_tokens, token_id)
+
+    def breaks_characters(self, token_ids: Sequence[int]) -> NDArray[np.bool_] | None:
+        """(V,) the tokens with which the text would not stay valid UTF-8; None where there are no such tokens."""
+        if self._characters is None:
+            return None
+        return self._characters.forbidden[self._characters.state(token_ids, self.prompt_tokens)]
 
     def follow(self, token_ids: Sequence[int]) -> None:
         """Take note of the text's new tokens, and forget those that are no longer there."""
@@ -198,7 +210,7 @@ def pick(logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequen
     for row, one in enumerate(samplers):
         if one.config.temperature:
             settings[row, 5] = one.point(len(token_ids[row]))
-    chosen = sampling.choose(rows, settings)
+    chosen = _whole(logits, rows, settings, sampling.choose(rows, settings), samplers, token_ids)
     scores = _scores(logits, samplers, chosen)
     choices: list[Choice | OwnGPTError] = []
     for row, (one, token_id) in enumerate(zip(samplers, chosen, strict=True)):
@@ -210,6 +222,46 @@ def pick(logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequen
             score, top = scores.get(row, (None, ()))
             choices.append(Choice(token_id, score, top, _ends(one, token_ids[row], token_id)))
     return choices
+
+
+def _whole(
+    logits: Tensor,
+    rows: Sequence[Tensor],
+    settings: NDArray[np.float64],
+    chosen: list[int],
+    samplers: Sequence[Sampler],
+    token_ids: Sequence[Sequence[int]],
+) -> list[int]:
+    """The choices, but where one would break a character another, among those that do not.
+
+    Looking at what was chosen costs nothing, masking every row would. The second draw has a random number of its own: without
+    truncation, a token is then chosen with its probability among those that keep the text valid.
+    """
+    broken = [
+        row for row, (one, token_id) in enumerate(zip(samplers, chosen, strict=True))
+        if token_id != sampling.NO_NUMBER and not one.keeps_characters(token_ids[row], token_id)
+    ]  # fmt: skip
+    if not broken:
+        return chosen
+    again = []
+    for row in broken:
+        settings[row, 5] = samplers[row].point(len(token_ids[row]), attempt=1)
+        kept = without_broken(rows[row], samplers[row], token_ids[row])
+        # Where n-grams or biases leave nothing but broken characters, they give way.
+        again.append(kept if kept.isfinite().any() else without_broken(logits[row], samplers[row], token_ids[row]))
+    for row, token_id in zip(broken, sampling.choose(again, settings[broken]), strict=True):
+        chosen[row] = token_id
+    return chosen
+
+
+def without_broken(row: Tensor, sampler: Sampler, token_ids: Sequence[int]) -> Tensor:
+    """(V,) logits or log-probabilities, minus infinity for tokens that would break a character; a copy where there are any."""
+    breaks = sampler.breaks_characters(token_ids)
+    if breaks is None:
+        return row
+    changed = row.numpy().copy()
+    changed[breaks[: len(changed)]] = -np.inf
+    return torch.from_numpy(changed)
 
 
 def process(rows: list[Tensor], samplers: Sequence[Sampler], token_ids: Sequence[Sequence[int]]) -> dict[int, OwnGPTError]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import tokenizers
 
 from owngpt.errors import ModelFolderError, StorageError, UsageError
+from owngpt.text.characters import WholeCharacters
 from owngpt.text.special import END_OF_TEXT_NAMES, PADDING_NAMES, SPLIT_PATTERN, TURN_END_NAMES
 from owngpt.text.stream import (
     BytesDecoder,
@@ -34,7 +35,9 @@ PART_CHARACTERS = 1 << 18
 SLICE_CHARACTERS = 1 << 22
 """Characters encoded at a time: the library keeps some 100 bytes a token until their ids are taken."""
 
-BYTES_OF_TOKEN = {"ByteLevel": byte_level_bytes, "ByteFallback": byte_fallback_bytes, "SentencePiece": sentence_piece_bytes}
+BYTES_OF_TOKEN: dict[str, Callable[[str], bytes]] = {
+    "ByteLevel": byte_level_bytes, "ByteFallback": byte_fallback_bytes, "SentencePiece": sentence_piece_bytes,
+}  # fmt: skip
 """The bytes that a token stands for, by how its text is found."""
 FUSE = {"type": "Fuse"}
 DROP_FIRST_BLANK = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
@@ -247,6 +250,14 @@ class Tokenizer:
     def special_id_set(self) -> frozenset[int]:
         """Ids of the special tokens."""
         return frozenset(self.special_ids.values())
+
+    @cached_property
+    def whole_characters(self) -> WholeCharacters | None:
+        """Which tokens may follow where a character has begun; None where every token is text by itself."""
+        if self._decoder not in BYTES_OF_TOKEN:
+            return None
+        spelling, bytes_of = self._with_special.id_to_token, BYTES_OF_TOKEN[self._decoder]
+        return WholeCharacters(self.vocabulary, spelling, bytes_of, self.special_id_set)
 
     @cached_property
     def end_of_text_id(self) -> int:
