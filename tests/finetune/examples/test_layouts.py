@@ -125,6 +125,18 @@ def test_bad_conversations_say_what_is_wrong(messages: Any, expected: str) -> No
     assert reason("messages", {"messages": messages}) == expected
 
 
+def test_tools_that_would_break_what_reads_them_are_refused() -> None:
+    deep: Any = {}
+    for _ in range(400):
+        deep = {"items": deep}
+    expected = "a message or tool is nested more than 50 levels deep"
+    assert reason("messages", {"messages": [USER, ASSISTANT], "tools": [{"name": "f", "parameters": deep}]}) == expected
+    called = [USER, {"from": "function_call", "value": json.dumps({"name": "f", "arguments": deep})}]
+    assert reason("messages", {"messages": called}) == expected
+    half = [{"name": "f", "parameters": {"\ud800": 1}}]
+    assert reason("messages", {"messages": [USER, ASSISTANT], "tools": half}).startswith("a name holds half of a surrogate")
+
+
 def test_prompt_and_completion_are_plain_text() -> None:
     assert read("completion", {"Prompt ": "2+2=", "completion": " 4"}) == Completion("2+2=", " 4", HERE)
     assert read("completion", {"prompt": "", "completion": "Once"}) == Completion("", "Once", HERE)

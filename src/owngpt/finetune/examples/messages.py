@@ -22,6 +22,7 @@ _ROLES = {
     **dict.fromkeys(("tool", "observation", "function", "function_response", "ipython"), "tool"),
     _CALL: _CALL,
 }
+_MOST_LEVELS = 50
 _KEPT = ("name", "tool_calls", "tool_call_id", "reasoning_content", "thinking", "reasoning", "weight")
 
 
@@ -204,7 +205,7 @@ def _calls(content: str, number: int) -> list[Any]:
         value = json.loads(content)
     except (ValueError, RecursionError):
         raise Fault(f"message {number} is a function_call without valid JSON", 'write {"name": …, "arguments": …}') from None
-    calls = value if isinstance(value, list) else [value]
+    calls = _whole(value) if isinstance(value, list) else [_whole(value)]
     if not calls or not all(isinstance(call, Mapping) and "name" in call for call in calls):
         raise Fault(f"message {number} is a function_call without a name", 'write {"name": …, "arguments": …}')
     return [{"type": "function", "function": {"name": call["name"], "arguments": call.get("arguments", {})}} for call in calls]
@@ -214,13 +215,15 @@ def _first(given: Mapping[str, Any], names: Sequence[str]) -> Any:
     return next((given[name] for name in names if given.get(name) is not None), None)
 
 
-def _whole(value: Any) -> Any:
+def _whole(value: Any, depth: int = 0) -> Any:
     """`value` without the keys that are None, which a table writes for every key that only other rows have."""
+    if depth > _MOST_LEVELS:
+        raise Fault(f"a message or tool is nested more than {_MOST_LEVELS} levels deep", "take the row out")
     if isinstance(value, Mapping):
-        return {str(key): _whole(part) for key, part in value.items() if part is not None}
+        return {checked(str(key), "a name"): _whole(part, depth + 1) for key, part in value.items() if part is not None}
     if isinstance(value, list | tuple):
-        return [_whole(part) for part in value]
-    return checked(value, "a message") if isinstance(value, str) else value
+        return [_whole(part, depth + 1) for part in value]
+    return checked(value, "a message or tool") if isinstance(value, str) else value
 
 
 def _kind(value: Any) -> str:
