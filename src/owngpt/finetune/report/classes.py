@@ -1,4 +1,4 @@
-"""What a network with a head over classes takes held-out texts for."""
+"""What a network takes held-out texts for: by its head over classes, or by the label that it would answer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.label_words import LabelWords
 from owngpt.finetune.objectives.class_batches import text_batch
 from owngpt.finetune.objectives.classification import class_logits, head_of
 from owngpt.finetune.report.labels import Guess
@@ -41,4 +42,21 @@ def class_scores(
             guesses.append(Guess(index, labels[text.label], labels[guess]))
         if deadline is not None and time.monotonic() >= deadline:
             break
+    return losses, guesses
+
+
+def word_scores(
+    network: GPT, texts: Sequence[tuple[int, Encoded]], words: LabelWords, deadline: float | None
+) -> tuple[list[SequenceLoss], list[Guess]]:
+    """Negative log-likelihood of each text's label as an answer, its tokens being the targets, and the likeliest label.
+
+    :param texts: index in the store, and the text with its label's words.
+    :param deadline: of ``time.monotonic()``; the first text is always read.
+    """
+    losses: list[SequenceLoss] = []
+    guesses: list[Guess] = []
+    scores = words.scores(network, [text for _, text in texts], deadline)
+    for (index, text), score in zip(texts, scores, strict=False):  # fewer at the deadline
+        losses.append(SequenceLoss(index, -float(score[text.label]), text.targets))
+        guesses.append(Guess(index, words.labels[text.label], words.labels[int(score.argmax())]))
     return losses, guesses

@@ -42,6 +42,10 @@ class Line:
         """Of the number, as a fraction of what it was; not-a-number where it was nothing."""
         return self.after / self.before - 1 if self.before and math.isfinite(self.before) else math.nan
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "change": self.change}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -70,7 +74,7 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        lists = {name: [asdict(line) for line in getattr(self, name)] for name in ("gained", "writing", "forgotten")}
+        lists = {name: [line.to_dict() for line in getattr(self, name)] for name in ("gained", "writing", "forgotten")}
         confusion = None if self.confusion is None else [each and each.to_dict() for each in self.confusion]
         return {**lists, "confusion": confusion, "knows": list(self.knows)}
 

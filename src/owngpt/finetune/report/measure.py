@@ -17,8 +17,9 @@ from owngpt.errors import DataError
 from owngpt.evaluate.windows import IGNORED
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Example, Kind
+from owngpt.finetune.label_words import LabelWords, WordRenderer
 from owngpt.finetune.report.answers import Answer, Question, answer, answer_limit, question_of
-from owngpt.finetune.report.classes import class_scores
+from owngpt.finetune.report.classes import class_scores, word_scores
 from owngpt.finetune.report.forgetting import GeneralLoss, general_losses
 from owngpt.finetune.report.kinds import kind_of
 from owngpt.finetune.report.labels import Guess
@@ -135,7 +136,7 @@ def measure(
     :param held_out: the examples.
     :param store: their sequences.
     :param seconds: time for all of it. The least that says anything is always measured, so a second or two may come on top.
-    :param labels: the classes in the order of their indices, where the network has a head over them.
+    :param labels: the classes in the order of their indices, where the network has a head over them or answers with them.
     """
     began = time.monotonic()
     budget = math.inf if seconds is None else seconds
@@ -147,7 +148,8 @@ def measure(
     limit = answer_limit(questions)
     try:
         deadline = _finite(began + SHARES["loss"] * budget)
-        losses, guesses = _scores(network, store, kind, seed, deadline, labels)
+        words = LabelWords(renderer, labels) if labels and isinstance(renderer, WordRenderer) else None
+        losses, guesses = _scores(network, store, kind, seed, deadline, labels, words)
         general = general_losses(network, tokenizer, _finite(time.monotonic() + SHARES["general"] * budget))
         answers = answer(network, tokenizer, questions, limit=limit, deadline=_finite(began + budget), most=MOST_ANSWERS)
     finally:
@@ -159,10 +161,18 @@ def measure(
 
 
 def _scores(
-    network: GPT, store: Sequences, kind: Kind, seed: int, deadline: float | None, labels: Sequence[str]
+    network: GPT,
+    store: Sequences,
+    kind: Kind,
+    seed: int,
+    deadline: float | None,
+    labels: Sequence[str],
+    words: LabelWords | None,
 ) -> tuple[list[SequenceLoss], list[Guess]]:
     """The loss of each sequence in the drawn order, and of a text with a label what it is taken for."""
     order = _sequence_order(len(store), kind, seed)
+    if kind == "label" and words is not None:
+        return word_scores(network, [(index, store.example(index)) for index in order], words, deadline)
     if kind == "label":
         return class_scores(network, [(index, store.example(index)) for index in order], labels, deadline)
     windows = [window_of(store.example(index)) for index in order]
