@@ -17,7 +17,7 @@ from owngpt.engine.packing import pack_model, recordable
 from owngpt.engine.request import Failed, Piece, Request, Stream
 from owngpt.engine.runner import PackedRunner, Part, Runner
 from owngpt.engine.torch_runner import TorchRunner
-from owngpt.errors import UsageError
+from owngpt.errors import EngineError, UsageError
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.model.rotary import RotaryScaling
@@ -209,6 +209,17 @@ def test_a_fault_in_one_request_ends_only_that_one(tokenizer: Tokenizer) -> None
         assert all(len(stream.result()[0].token_ids) == 24 for stream in good)
         engine.check()
         assert engine.stats().free_blocks == 63
+
+
+def test_a_fault_of_the_engine_itself_ends_every_stream(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Engine(TorchRunner(model_of(shape(tokenizer)), 64), tokenizer, context_length=CONTEXT) as engine:
+        streams = [engine.submit(Request((20, 21 + i), GREEDY, end_ids=frozenset())) for i in range(3)]
+        monkeypatch.setattr(engine._scheduler, "took", lambda *_: 1 // 0)
+        for stream in streams:
+            with pytest.raises(EngineError, match="fault of its own"):
+                stream.result()
+        with pytest.raises(EngineError, match="is closed"):
+            engine.submit(Request((20,), GREEDY))
 
 
 def test_not_a_number_ends_its_request_and_does_not_spoil_its_memory(tokenizer: Tokenizer) -> None:
