@@ -74,12 +74,19 @@ static void pack_block(const bf16 *source, int64_t stride, int present, int size
         }
 }
 
+/* 32 x 32 sums over `steps`, at c or added to what is there: rows of A at a_stride, the two B tiles side by side; from step to step both move on. Four registers: see TILES_PAIR_STEP. */
+static inline void tile_products(const bf16 *a, int64_t a_stride, int64_t a_step, const bf16 *b, int64_t b_step, int steps, float *c, int64_t c_stride, int more) {
+    for (int side = 0; side < 2; side++, b += 512, c += 16) {
+        if (more) TILES_PAIR_LOAD(c, c + 16 * c_stride, c_stride * 4);
+        else TILES_PAIR_ZERO();
+        for (int i = 0; i < steps; i++) TILES_PAIR_STEP(a + i * a_step, a + i * a_step + 16 * a_stride, a_stride * 2, b + i * b_step);
+        TILES_PAIR_STORE(c, c + 16 * c_stride, c_stride * 4);
+    }
+}
+
 /* out[32 keys][32 queries] = keys (32 x size, row-major) times packed queries */
 static inline void block_product(const bf16 *keys, int size, const bf16 *packed, float *out) {
-    TILES_ZERO();
-    for (int k = 0; k < size / 32; k++)
-        TILES_STEP(keys + 32 * k, keys + 16 * size + 32 * k, size * 2, packed + 2 * k * 512, packed + (2 * k + 1) * 512, 64);
-    TILES_STORE(out, out + 16, out + 16 * BLOCK, out + 16 * BLOCK + 16, BLOCK * 4);
+    tile_products(keys, size, 32, packed, 1024, size / 32, out, BLOCK, 0);
 }
 
 /* [size][32] floats, times factor per lane -> rows of bf16 */
@@ -167,15 +174,8 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
                     pack_block(query + (base + block) * query_stride + (int64_t)h * size, query_stride, present, size, packed);
                     for (int j = low; j < high; j += 32) block_product(keys + (int64_t)j * size, size, packed, scores + (int64_t)(j - low) * BLOCK);
                     softmax_block(&s, scores, low, high, block, first, tiles, inverse, log_sum);
-                    for (int d = 0; d < size; d += 32) {
-                        TILES_ZERO();
-                        for (int j = low; j < high; j += 32) {
-                            const bf16 *p = tiles + (int64_t)(j - low) / 32 * 1024, *v = values_t + (int64_t)d * stride + j;
-                            TILES_STEP(v, v + 16 * stride, stride * 2, p, p + 512, 64);
-                        }
-                        float *c = columns + d * BLOCK;
-                        TILES_STORE(c, c + 16, c + 16 * BLOCK, c + 16 * BLOCK + 16, BLOCK * 4);
-                    }
+                    for (int d = 0; d < size; d += 32)
+                        tile_products(values_t + (int64_t)d * stride + low, stride, 32, tiles, 1024, (high - low) / 32, columns + d * BLOCK, BLOCK, 0);
                     store_transposed(columns, BLOCK, inverse, present, size, out + (base + block) * s.out_stride + (int64_t)h * size, s.out_stride);
                     memcpy(log_sums + ((int64_t)b * heads + h) * time + block, log_sum, sizeof(float) * (size_t)present);
                 }
@@ -263,28 +263,15 @@ static void slope_block(const Shape *s, Workspace *w, int j0, int block, const i
 /* sum[64 keys][size] += panel rows (64 x queries [from, to)) times the head's pairs */
 static void panel_product(const bf16 *panel, int64_t stride, const bf16 *pairs, int from, int to, int size, float *sum) {
     for (int half = 0; half < PANEL; half += 32)
-        for (int d = 0; d < size; d += 32) {
-            float *c = sum + (int64_t)half * size + d;
-            TILES_LOAD(c, c + 16, c + 16 * size, c + 16 * size + 16, size * 4);
-            for (int i = from; i < to; i += 32) {
-                const bf16 *a = panel + half * stride + i, *b = pairs + (int64_t)i * size + d * 32;
-                TILES_STEP(a, a + 16 * stride, stride * 2, b, b + 512, 64);
-            }
-            TILES_STORE(c, c + 16, c + 16 * size, c + 16 * size + 16, size * 4);
-        }
+        for (int d = 0; d < size; d += 32)
+            tile_products(panel + half * stride + from, stride, 32, pairs + (int64_t)from * size + d * 32, 32 * size, (to - from) / 32,
+                          sum + (int64_t)half * size + d, size, 1);
 }
 
 /* d_query_t[size][32 queries] += keys_t (size x 64 keys) times the slopes of the panel */
 static void query_product(const Workspace *w, int j0, int block, int64_t stride, int size, const bf16 *tiles) {
-    for (int d = 0; d < size; d += 32) {
-        float *c = w->d_query_t + (int64_t)d * stride + block;
-        TILES_LOAD(c, c + 16, c + 16 * stride, c + 16 * stride + 16, stride * 4);
-        for (int step = 0; step < 2; step++) {
-            const bf16 *a = w->keys_t + (int64_t)d * stride + j0 + 32 * step;
-            TILES_STEP(a, a + 16 * stride, stride * 2, tiles + step * 1024, tiles + step * 1024 + 512, 64);
-        }
-        TILES_STORE(c, c + 16, c + 16 * stride, c + 16 * stride + 16, stride * 4);
-    }
+    for (int d = 0; d < size; d += 32)
+        tile_products(w->keys_t + (int64_t)d * stride + j0, stride, 32, tiles, 1024, 2, w->d_query_t + (int64_t)d * stride + block, stride, 1);
 }
 
 static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t length) {

@@ -9,7 +9,7 @@
 
 #ifdef __AMX_BF16__
 
-enum { CHUNK_STEPS = 24 /* of 32 summed values */, SMALLEST_BLOCK = 128, LARGEST_BLOCK = 256, MOST_BLOCKS = 16 };
+enum { PACKED_STEPS = 24, WHOLE_STEPS = 128, CACHED_STEPS = 9 /* each of 32 summed values */, SMALLEST_BLOCK = 128, LARGEST_BLOCK = 256, MOST_BLOCKS = 16 };
 
 typedef struct {
     const bf16 *weight;  /* packed for this product */
@@ -44,10 +44,17 @@ int owngpt_pack_frozen(const bf16 *values, int64_t stride, int across, int64_t c
     return 0;
 }
 
-/* A strip of 32 rows times a panel of 32 columns, added to `sums` where `more`. Four registers: see TILES_PAIR_STEP. The next panel, which
- * comes from far away, is asked for meanwhile: `lines` of it a step. */
-static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int more, const char *next, int lines) {
-    for (int half = 0; half < 2; half++) {
+/* More steps of a sum: step i of the right factor meets step from[i] of the left one. */
+typedef struct {
+    const bf16 *left, *right;
+    const int64_t *from;
+    int64_t steps;
+} Extra;
+
+/* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. Four registers: see
+ * TILES_PAIR_STEP. The next panel, which comes from far away, is asked for meanwhile: `lines` of it a step. */
+static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, int halves, const char *next, int lines) {
+    for (int half = 0; half < halves; half++) {
         float *c = sums + half * 256;
         const bf16 *b = right + half * 512;
         if (more) TILES_PAIR_LOAD(c, c + 512, 64);
@@ -56,8 +63,32 @@ static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_
             TILES_PAIR_STEP(left + i * PAIR, left + i * PAIR + 512, 64, b + i * PAIR);
             for (int line = 0; line < lines; line++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
         }
+        for (int64_t i = 0; i < extra->steps; i++) {
+            const bf16 *a = extra->left + extra->from[i] * PAIR;
+            TILES_PAIR_STEP(a, a + 512, 64, extra->right + i * PAIR + half * 512);
+        }
         TILES_PAIR_STORE(c, c + 512, 64);
     }
+}
+
+static const Extra NO_EXTRA;
+
+/* The same for a strip of which only 16 rows matter: the others' sums are left as they were. */
+static inline void half_strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums) {
+    TILES_PAIR_ZERO();
+    for (int64_t i = 0; i < steps; i++, left += PAIR, right += PAIR) {
+        _tile_loadd(2, left, 64);
+        _tile_loadd(3, right, 64);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(3, right + 512, 64);
+        _tile_dpbf16ps(1, 2, 3);
+    }
+    TILES_PAIR_STORE(sums, sums + 256, 64);
+}
+
+static inline void few_rows_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t rows) {
+    if (rows <= 16) half_strip_times_panel(left, right, steps, sums);
+    else strip_times_panel(left, right, steps, &NO_EXTRA, sums, 0, 2, NULL, 0);
 }
 
 /* 32 x 32 sums -> rows x columns of bfloat16. */
@@ -102,55 +133,61 @@ typedef struct {
     int64_t columns;
     const bf16 *extra_left; /* strips of `extra_strip` steps */
     int64_t extra_strip;
-    const bf16 *extra_right;    /* (panel, step) */
-    const int64_t *extra_first; /* a panel's first of extra_right; NULL: extra_strip steps each */
-    const int64_t *extra_from;  /* for each of them, where its left step lies in the strip */
+    const bf16 *extra_right;                  /* steps of all panels */
+    const int64_t *extra_first, *extra_from; /* a panel's first of them; for each, where its left step lies in the strip */
     const float *bias;
     bf16 *out;
     int64_t out_stride;
 } Block;
 
-static void extra_steps(const Block *p, int64_t strip, int64_t panel, float *sums) {
-    const bf16 *left = p->extra_left + strip * p->extra_strip * PAIR;
-    if (!p->extra_first) {
-        strip_times_panel(left, p->extra_right + panel * p->extra_strip * PAIR, p->extra_strip, sums, 1, NULL, 0);
-        return;
-    }
-    for (int64_t i = p->extra_first[panel]; i < p->extra_first[panel + 1]; i++)
-        strip_times_panel(left + p->extra_from[i] * PAIR, p->extra_right + i * PAIR, 1, sums, 1, NULL, 0);
+/* Steps that are added up before the next ones: all that there are, unless the left factor is packed on the way or far too large. */
+static inline int64_t chunk_of(int64_t depth, int packed) { return least(blocks(depth, EDGE), packed ? WHOLE_STEPS : PACKED_STEPS); }
+
+static inline void finish_block(const Block *p, int64_t strip, int64_t panel, const float *sums) {
+    put_block(sums, p->bias ? p->bias + panel * EDGE : NULL, 1.0f, p->out + strip * EDGE * p->out_stride + panel * EDGE, p->out_stride,
+              (int)least(EDGE, p->rows - strip * EDGE), (int)least(EDGE, p->columns - panel * EDGE));
 }
 
+static inline Extra extra_of(const Block *p, int64_t strip, int64_t panel) {
+    if (!p->extra_left) return NO_EXTRA;
+    int64_t at = p->extra_first[panel];
+    return (Extra){p->extra_left + strip * p->extra_strip * PAIR, p->extra_right + at * PAIR, p->extra_from + at, p->extra_first[panel + 1] - at};
+}
+
+/* Few steps at a time: a panel's and a strip's then stay in the first-level cache while all strips pass. */
 static void chunk_of_block(const Block *p, int64_t first, int64_t steps, int begun, int last, float *all) {
     int64_t strips = blocks(p->rows, EDGE), panels = blocks(p->columns, EDGE), deep = blocks(p->depth, EDGE);
-    float sums[PAIR] __attribute__((aligned(64)));
     int64_t strip = p->values ? steps : deep, start = p->values ? 0 : first;
     int lines = (int)blocks(EDGE, 2 * strips); /* 32 cache lines a step of the next panel, over all passes of this one */
+    float own[LARGEST_BLOCK / EDGE * PAIR] __attribute__((aligned(64)));
     for (int64_t n = 0; n < panels; n++) {
         const bf16 *right = p->panels + (n * deep + first) * PAIR;
-        for (int64_t s = 0; s < strips; s++) {
-            float *c = begun || !last ? all + (s * panels + n) * PAIR : sums;
-            const char *next = (const char *)(right + deep * PAIR) + s * 2 * steps * lines * 64;
-            strip_times_panel(p->left + (s * strip + start) * PAIR, right, steps, c, begun, next, n + 1 < panels ? lines : 0);
-            if (!last) continue;
-            if (p->extra_left) extra_steps(p, s, n, c);
-            put_block(c, p->bias ? p->bias + n * EDGE : NULL, 1.0f, p->out + s * EDGE * p->out_stride + n * EDGE, p->out_stride, (int)least(EDGE, p->rows - s * EDGE),
-                      (int)least(EDGE, p->columns - n * EDGE));
+        const char *next = (const char *)(right + deep * PAIR);
+        for (int64_t k = 0; k < steps; k += CACHED_STEPS) {
+            int64_t here = least(CACHED_STEPS, steps - k);
+            int ends = last && k + here == steps;
+            for (int64_t s = 0; s < strips; s++, next += 2 * here * lines * 64) {
+                float *c = begun || !last ? all + (s * panels + n) * PAIR : own + s * PAIR;
+                Extra extra = ends ? extra_of(p, s, n) : NO_EXTRA;
+                strip_times_panel(p->left + (s * strip + start + k) * PAIR, right + k * PAIR, here, &extra, c, begun || k, 2, next, n + 1 < panels ? lines : 0);
+                if (ends) finish_block(p, s, n, c);
+            }
         }
     }
 }
 
 static void whole_block(const Block *p, float *all) {
-    int64_t steps = blocks(p->depth, EDGE);
-    for (int64_t k = 0; k < steps; k += CHUNK_STEPS) {
-        int64_t deep = least(CHUNK_STEPS, steps - k);
+    int64_t steps = blocks(p->depth, EDGE), most = chunk_of(p->depth, !p->values);
+    for (int64_t k = 0; k < steps; k += most) {
+        int64_t deep = least(most, steps - k);
         if (p->values) pack_strips(p->values + k * EDGE, p->stride, p->rows, least(deep * EDGE, p->depth - k * EDGE), p->left);
         chunk_of_block(p, k, deep, k > 0, k + deep == steps, all);
     }
 }
 
 /* Floats that whole_block needs to add up several chunks. */
-static size_t sums_of(int64_t strips, int64_t columns, int64_t depth) {
-    return blocks(depth, EDGE) > CHUNK_STEPS ? (size_t)(strips * blocks(columns, EDGE) * PAIR) : PAIR;
+static size_t sums_of(int64_t strips, int64_t columns, int64_t depth, int packed) {
+    return blocks(depth, EDGE) > chunk_of(depth, packed) ? (size_t)(strips * blocks(columns, EDGE) * PAIR) : PAIR;
 }
 
 /* Forward */
@@ -193,7 +230,7 @@ static void hidden_block(const Layer *l, const bf16 *left, int64_t steps, int64_
         int here = (int)least(EDGE, rows - s * EDGE);
         bf16 *to = hidden + s * EDGE * width;
         for (int64_t n = 0; n < blocks(width, EDGE); n++) {
-            strip_times_panel(left + s * steps * PAIR, down + n * steps * PAIR, steps, sums, 0, NULL, 0);
+            strip_times_panel(left + s * steps * PAIR, down + n * steps * PAIR, steps, &NO_EXTRA, sums, 0, width - n * EDGE <= 16 ? 1 : 2, NULL, 0);
             put_block(sums, NULL, l->scale, to + n * EDGE, width, here, (int)least(EDGE, width - n * EDGE));
         }
         Factor a = {to, width, 1};
@@ -222,8 +259,8 @@ int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const 
     }
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
-        size_t left_size = (size_t)(tall * (spans ? steps : least(steps, CHUNK_STEPS)) * EDGE), extra_size = (size_t)(strips * extra * PAIR);
-        bf16 *left = aligned_alloc(64, (left_size + extra_size) * sizeof(bf16) + sums_of(strips, outputs, inputs) * sizeof(float));
+        size_t left_size = (size_t)(tall * (spans ? steps : chunk_of(inputs, 0)) * EDGE), extra_size = (size_t)(strips * extra * PAIR);
+        bf16 *left = aligned_alloc(64, (left_size + extra_size) * sizeof(bf16) + sums_of(strips, outputs, inputs, spans > 0) * sizeof(float));
         if (!left) {
 #pragma omp atomic write
             failed = 1;
@@ -256,6 +293,7 @@ typedef struct {
     Layer layer;
     const bf16 *d_y, *x, *hidden;
     const bf16 *up, *down; /* packed: B, a span's steps over outputs after another's; A as steps of the input's gradient */
+    int64_t *first, *from; /* a panel's first step of A, and which of the left factor each of them meets */
     float *parts;          /* of each block: the gradient of A (width x inputs), then that of B turned (rank x rows of all spans) */
     int64_t width, heights, part;
 } Backward;
@@ -290,7 +328,7 @@ static void hidden_gradient(const Backward *w, const bf16 *left, int64_t rows, b
         const bf16 *right = w->up;
         for (int64_t p = 0; p < l->spans; p++)
             for (int64_t j = 0; j < l->rank; j += EDGE, right += steps_of(l, p) * PAIR) {
-                strip_times_panel(left + (s * steps + first_step(l, p)) * PAIR, right, steps_of(l, p), sums, 0, NULL, 0);
+                strip_times_panel(left + (s * steps + first_step(l, p)) * PAIR, right, steps_of(l, p), &NO_EXTRA, sums, 0, l->rank - j <= 16 ? 1 : 2, NULL, 0);
                 put_block(sums, NULL, l->scale, to + s * EDGE * w->width + p * l->rank + j, w->width, (int)least(EDGE, rows - s * EDGE), (int)least(EDGE, l->rank - j));
             }
     }
@@ -323,7 +361,7 @@ static void down_gradient(const Backward *w, const bf16 *d_hidden, const bf16 *x
     pack_over_rows(x, inputs, rows, inputs, right);
     for (int64_t n = 0; n < blocks(inputs, EDGE); n++)
         for (int64_t s = 0; s < blocks(w->width, EDGE); s++) {
-            strip_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, 0, NULL, 0);
+            few_rows_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, w->width - s * EDGE);
             put_floats(sums, to + s * EDGE * inputs + n * EDGE, inputs, (int)least(EDGE, w->width - s * EDGE), 0, (int)least(EDGE, inputs - n * EDGE));
         }
 }
@@ -339,7 +377,7 @@ static void up_gradient(const Backward *w, int64_t row, int64_t rows, bf16 *smal
         for (int64_t n = first_step(l, p); n < first_step(l, p) + steps_of(l, p); n++)
             for (int64_t s = 0; s < blocks(l->rank, EDGE); s++) {
                 int64_t from = l->span[2 * p] > n * EDGE ? l->span[2 * p] - n * EDGE : 0, end = least(EDGE, l->span[2 * p + 1] - n * EDGE);
-                strip_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, 0, NULL, 0);
+                few_rows_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, l->rank - s * EDGE);
                 put_floats(sums, to + s * EDGE * w->heights + done + n * EDGE - l->span[2 * p], w->heights, (int)least(EDGE, l->rank - s * EDGE), (int)from, (int)end);
             }
     }
@@ -370,23 +408,28 @@ static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_
  * inputs and d_up: (rows of all spans) x rank, float32. Without spans only dY W. Returns 0, or 1 without memory. */
 int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden, const bf16 *weight, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans,
                              int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
-    Backward w = {{weight, down, up, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, spans * rank, 0, 0};
+    Backward w = {{weight, down, up, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, 0, 0};
     int64_t tall = spans ? block_of(rows) : plain_block_of(rows, threads), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
     for (int64_t p = 0; p < spans; p++) w.heights += span[2 * p + 1] - span[2 * p];
     w.part = w.width * inputs + rank * w.heights;
     int64_t ups = pack_up_over_outputs(&w.layer, NULL) * PAIR, downs = blocks(inputs, EDGE) * extra * PAIR;
     bf16 *packed = aligned_alloc(64, (size_t)(ups + downs + PAIR) * sizeof(bf16));
     w.parts = malloc((size_t)(count * w.part + 1) * sizeof(float));
-    int failed = !packed || !w.parts;
+    int64_t panels = blocks(inputs, EDGE);
+    w.first = malloc((size_t)(panels + 1 + panels * extra) * sizeof(int64_t));
+    int failed = !packed || !w.parts || !w.first;
     if (!failed && spans) {
+        w.from = w.first + panels + 1;
+        for (int64_t n = 0; n <= panels; n++) w.first[n] = n * extra;
+        for (int64_t i = 0; i < panels * extra; i++) w.from[i] = i % extra;
         w.up = packed, w.down = packed + ups;
         pack_up_over_outputs(&w.layer, packed);
         owngpt_pack_frozen(down, inputs, 0, inputs, w.width, packed + ups, 1);
     }
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
-        size_t left_size = (size_t)(tall * (spans ? whole_edges(inputs > outputs ? inputs : outputs) : CHUNK_STEPS * EDGE)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
-        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size) * sizeof(bf16) + sums_of(strips, inputs, outputs) * sizeof(float));
+        size_t left_size = (size_t)(tall * (spans ? whole_edges(inputs > outputs ? inputs : outputs) : chunk_of(outputs, 0) * EDGE)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
+        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, spans > 0) * sizeof(float));
         if (!left) {
 #pragma omp atomic write
             failed = 1;
@@ -403,7 +446,7 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
                 pack_strips(d_hidden, w.width, here, w.width, small);
             }
             if (d_x) {
-                Block block = {spans ? NULL : d_y + row * outputs, outputs, left, here, outputs, weight, inputs, spans ? small : NULL, extra, w.down, NULL, NULL, NULL, d_x + row * inputs, inputs};
+                Block block = {spans ? NULL : d_y + row * outputs, outputs, left, here, outputs, weight, inputs, spans ? small : NULL, extra, w.down, w.first, w.from, NULL, d_x + row * inputs, inputs};
                 whole_block(&block, (float *)(d_hidden + small_size));
             }
             if (!spans) continue;
@@ -416,6 +459,7 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
         free(left);
     }
     free(packed);
+    free(w.first);
     free(w.parts);
     return failed;
 }
