@@ -14,11 +14,13 @@ from tokenizers import decoders, models, pre_tokenizers
 from owngpt.api import Model
 from owngpt.errors import DataError, ModelFolderError
 from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.encoded_text import EncodedText
 from owngpt.finetune.examples.example import Chat, Completion, Labelled, Origin, PlainText, Preference
 from owngpt.finetune.rendering import Renderer
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.chat import CHATML
+from owngpt.text.conversation import ChatLayout
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer
 
@@ -155,6 +157,38 @@ def test_every_answer_is_learned_behind_the_very_ids_that_serving_reads(
         assert any(each.learned[len(prompt)] and not each.learned[len(prompt) - 1] for each in behind)
     assert renderer.prompt_ids(example) == prompt
     assert renderer.chat_prompt(messages[:place], tools) == prompt
+
+
+@pytest.mark.parametrize("kind", list(chat_tokenizers.KINDS))
+def test_turns_found_in_the_whole_are_those_encoded_one_by_one(
+    kind: str, loaded: Callable[[str], Tokenizer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    borders = (
+        user("Hi"),
+        assistant("\nHello"),
+        user(" a "),
+        assistant(" b"),
+        user("</think"),
+        assistant("> \n"),
+        user("x"),
+        assistant(""),
+    )
+    examples = [
+        (name, Chat(each, ORIGIN)) for name, each in [*((name, messages) for name, messages, _ in CASES), ("smollm2", borders)]
+    ]
+    examples = [(name, example) for name, example in examples if example.messages is not WITH_TOOLS]
+    found = [[each.to_dict() for each in Renderer(with_template(loaded(kind), name)).encode(each)] for name, each in examples]
+    monkeypatch.setattr(EncodedText, "length_of", lambda self, beginning: None)
+    alone = [[each.to_dict() for each in Renderer(with_template(loaded(kind), name)).encode(each)] for name, each in examples]
+    assert found == alone
+
+
+def test_a_chat_is_encoded_once(loaded: Callable[[str], Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    renderer = Renderer(with_template(loaded("byte_level"), "smollm2"))
+    renderer.encode(Chat(PLAIN, ORIGIN))
+    calls: list[int] = []
+    monkeypatch.setattr(ChatLayout, "encode", lambda self, start=0: calls.append(start))
+    assert len(renderer.encode(Chat(PLAIN * 5, ORIGIN))[0]) > 50 and not calls
 
 
 def test_generation_blocks_say_what_is_learned(loaded: Callable[[str], Tokenizer]) -> None:

@@ -18,8 +18,8 @@ from owngpt.finetune.examples.example import (
     PlainText,
     Preference,
 )
-from owngpt.finetune.spans import Span, join_turns, make_encoded
-from owngpt.finetune.turn import Turn, TurnEncoder
+from owngpt.finetune.spans import Span, make_encoded
+from owngpt.finetune.turn import TurnEncoder
 from owngpt.text.chat import ChatTemplate
 from owngpt.text.conversation import encode_chat
 from owngpt.text.messages import REASONING_NAMES
@@ -156,8 +156,7 @@ class Renderer:
     def _chat(self, example: Chat) -> list[Encoded]:
         messages = self._with_system(example.messages)
         added = len(messages) - len(example.messages)
-        turns = self._turns(messages, [place + added for place in _answers(example.messages)], example.tools, example.origin)
-        spans = join_turns(turns)
+        spans = self._turns(messages, [place + added for place in _answers(example.messages)], example.tools, example.origin)
         self.separate_turns += max(len(spans) - 1, 0)
         return [make_encoded(span, example.origin) for span in spans]
 
@@ -181,7 +180,7 @@ class Renderer:
         prompt = self._with_system(example.prompt)
         messages = [*prompt, *self._with_system(answer)[-len(answer) :]]
         places = [len(prompt) + place for place, message in enumerate(answer) if _is_learned(message)]
-        spans = join_turns(self._turns(messages, places, example.tools, example.origin))
+        spans = self._turns(messages, places, example.tools, example.origin)
         if len(spans) != 1:
             raise DataError(
                 f"{example.origin}: an answer has {len(spans)} turns that the chat template shows in {len(spans)} ways; "
@@ -204,13 +203,12 @@ class Renderer:
 
     def _turns(
         self, messages: Sequence[Message], places: Sequence[int], tools: Sequence[Mapping[str, Any]], origin: Origin
-    ) -> list[Turn]:
+    ) -> list[Span]:
         """The assistant's turns at these places, each behind what serving reads before it."""
         options = self._options(tools)
         self._check_shown(messages, tools, options["template"].source)
-        encoder = TurnEncoder(self.tokenizer, options, self.stop_ids, self._end())
         try:
-            return [encoder.encode(messages, place) for place in places]
+            return TurnEncoder(self.tokenizer, messages, options, self.stop_ids, self._end()).encode(places)
         except (UsageError, ModelFolderError) as error:
             raise DataError(f"{origin}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""One turn of the assistant: the ids that serving reads before it, then those that the model is to write."""
+"""Turns of the assistant: the ids that serving reads before each, then those that the model is to write."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from owngpt.errors import UsageError
+from owngpt.finetune.encoded_text import EncodedText
 from owngpt.finetune.examples.example import Message
-from owngpt.finetune.spans import Span
-from owngpt.text.conversation import ChatLayout, lay_out
+from owngpt.finetune.spans import Span, join_turns
+from owngpt.text.conversation import ChatLayout, Conversation
 from owngpt.text.messages import REASONING_NAMES
 from owngpt.text.tokenizer import Tokenizer
 
-Turn = Span
 _OPEN_THOUGHT = "<think>"
 _THOUGHT_END = "\n</think>\n\n"
 _OTHER_ANSWER = "\u2042"
@@ -26,37 +26,78 @@ _SHOWN = 40
 
 
 class TurnEncoder:
-    """Encodes turns of a conversation for one tokenizer and template."""
+    """Encodes the assistant's turns of one conversation."""
 
     def __init__(
-        self, tokenizer: Tokenizer, options: Mapping[str, Any], stop_ids: frozenset[int], end_of_text: Sequence[int]
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Message],
+        options: Mapping[str, Any],
+        stop_ids: frozenset[int],
+        end_of_text: Sequence[int],
     ) -> None:
         """
-        :param options: what :func:`owngpt.text.conversation.lay_out` takes beside the messages.
+        :param options: what :class:`owngpt.text.conversation.Conversation` takes beside the messages.
         :param stop_ids: tokens that end an answer.
         :param end_of_text: put behind a turn that the template leaves without an end; may be empty.
         """
-        self._tokenizer, self._options, self._stops = tokenizer, options, stop_ids
-        self._end_of_text = list(end_of_text)
+        self._tokenizer, self._messages, self._options = tokenizer, messages, options
+        self._stops, self._end_of_text = stop_ids, list(end_of_text)
+        self._conversation = Conversation(tokenizer, messages, **options)
 
-    def encode(self, messages: Sequence[Message], place: int) -> Turn:
-        """The turn ``messages[place]``: everything before it as serving reads it, masked, and itself, learned.
+    def encode(self, places: Sequence[int]) -> list[Span]:
+        """The turns at these places in as few sequences as show each behind what serving reads before it.
 
-        :raises UsageError: the template refuses the conversation, leaves out what the turn does, or writes it so that it does
+        :raises UsageError: the template refuses the conversation, leaves out what a turn does, or writes it so that it does
             not go on from what serving reads before it.
         """
-        prompt = self._laid_out(messages[:place], add_generation_prompt=True)
-        whole = self._laid_out(messages[: place + 1])
-        before = prompt.encode().token_ids
-        if whole.rendered.startswith(prompt.rendered):
-            answer, mask = self._behind(before, prompt, whole)
-        else:
-            answer, mask = self._found(prompt, whole, messages, place)
-        answer, learned = self._ended(answer, mask if whole.spans else [1] * len(answer))
-        return Turn(before + answer, [False] * len(before) + learned)
+        if not places:
+            return []
+        layouts = [self._layouts(place) for place in places]
+        together = self._together(layouts)
+        return [together] if together is not None else join_turns(map(self._alone, places, layouts))
 
-    def _laid_out(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> ChatLayout:
-        return lay_out(self._tokenizer, messages, add_generation_prompt=add_generation_prompt, **self._options)
+    def _layouts(self, place: int) -> tuple[ChatLayout, ChatLayout]:
+        """What serving reads before the turn ``messages[place]``, and that with the turn."""
+        prompt = self._conversation.layout(place, add_generation_prompt=True)
+        return prompt, self._conversation.layout(place + 1)
+
+    # --- all at once ---
+
+    def _together(self, layouts: Sequence[tuple[ChatLayout, ChatLayout]]) -> Span | None:
+        """All turns in the tokens of the whole conversation, encoded once; None where that is not what serving reads, or
+        cannot be told."""
+        whole = layouts[-1][1]
+        tokens = None if whole.has_marks else EncodedText(self._tokenizer, whole)
+        if tokens is None:
+            return None
+        learned = [False] * len(tokens.ids)
+        end = 0
+        for prompt, said in layouts:
+            if not said.rendered.startswith(prompt.rendered) or not whole.rendered.startswith(said.rendered):
+                return None
+            start, stop = tokens.length_of(prompt.rendered), tokens.index_at(len(said.rendered))
+            if start is None or stop is None:
+                return None
+            answer = tokens.ids[start:stop]
+            kept, answer_learned = self._ended(answer, tokens.mask[start:stop] if whole.spans else [1] * len(answer))
+            if kept != answer[: len(kept)]:
+                return None  # an end of text was put behind it
+            end = start + len(kept)
+            learned[start:end] = answer_learned
+        return Span(tokens.ids[:end], learned[:end])
+
+    # --- one by one ---
+
+    def _alone(self, place: int, layouts: tuple[ChatLayout, ChatLayout]) -> Span:
+        prompt, said = layouts
+        before = prompt.encode().token_ids
+        if said.rendered.startswith(prompt.rendered):
+            answer, mask = self._behind(before, prompt, said)
+        else:
+            answer, mask = self._found(prompt, said, place)
+        answer, learned = self._ended(answer, mask if said.spans else [1] * len(answer))
+        return Span(before + answer, [False] * len(before) + learned)
 
     @staticmethod
     def _behind(before: list[int], prompt: ChatLayout, whole: ChatLayout) -> tuple[list[int], Sequence[int]]:
@@ -67,21 +108,21 @@ class TurnEncoder:
         tail = whole.encode(len(prompt.rendered))  # a token would stretch across the border, where serving has one
         return tail.token_ids, tail.assistant_mask
 
-    def _found(
-        self, prompt: ChatLayout, whole: ChatLayout, messages: Sequence[Message], place: int
-    ) -> tuple[list[int], Sequence[int]]:
+    def _found(self, prompt: ChatLayout, whole: ChatLayout, place: int) -> tuple[list[int], Sequence[int]]:
         """The answer where the template shows what is before it in another way once it is answered: Mistral's leaves out the
         system's message, that of DeepSeek-R1 the opening of a thought.
 
         :raises UsageError: it cannot be told where the answer begins.
         """
-        other = self._laid_out([*messages[:place], {"role": "assistant", "content": _OTHER_ANSWER}])
+        message = self._messages[place]
+        others = [*self._messages[:place], {"role": "assistant", "content": _OTHER_ANSWER}]
+        other = Conversation(self._tokenizer, others, **self._options).layout()
         differs = _common_length(whole.rendered, other.rendered)
         start = _end_of_prompt(prompt.rendered, whole.rendered, differs)
         bridge: list[int] = []
         if start is None and (bare := _without_open_thought(prompt.rendered)) is not None:
             start = _end_of_prompt(bare, whole.rendered, differs)
-            thought = next((str(messages[place][name]) for name in REASONING_NAMES if messages[place].get(name)), "")
+            thought = next((str(message[name]) for name in REASONING_NAMES if message.get(name)), "")
             bridge = self._tokenizer.encode(thought) + self._tokenizer.encode(_THOUGHT_END, special=True)
         if start is None:
             raise UsageError(

@@ -30,9 +30,10 @@ class ChatLayout:
     one usually begins with all of the other's."""
     spans: tuple[tuple[int, int], ...]
     """Where, [start, stop) in characters of ``rendered``, the ``{% generation %}`` blocks stand."""
+    has_marks: bool
+    """Whether there may be marks; without, ``rendered`` is the text itself."""
     _tokenizer: Tokenizer
     _guard: ContentGuard | None
-    _has_marks: bool
 
     def encode(self, start: int = 0) -> EncodedChat:
         """As tokens; from a character of ``rendered`` on, as if nothing stood before it."""
@@ -40,50 +41,77 @@ class ChatLayout:
         spans = [(max(first - start, 0), last - start) for first, last in self.spans if last > start]
         if self._guard is None:
             encoding = self._tokenizer.backend.encode(rendered, add_special_tokens=False)
-            return EncodedChat(rendered, encoding.ids, _mask(encoding.char_to_token, spans, len(encoding.ids)))
-        guarded = self._guard.encode(rendered, has_marks=self._has_marks)
-        return EncodedChat(guarded.text, guarded.token_ids, _mask(guarded.token_at, spans, len(guarded.token_ids)))
+            return EncodedChat(rendered, encoding.ids, token_mask(encoding.char_to_token, spans, len(encoding.ids)))
+        guarded = self._guard.encode(rendered, has_marks=self.has_marks)
+        return EncodedChat(guarded.text, guarded.token_ids, token_mask(guarded.token_at, spans, len(guarded.token_ids)))
 
 
-def encode_chat(tokenizer: Tokenizer, messages: Sequence[Any], **options: Any) -> EncodedChat:
-    """Lay out a conversation and encode it; the parameters and errors are those of :func:`lay_out`.
+class Conversation:
+    """A conversation made ready for a template once, of which beginnings are then laid out."""
 
-    The ids are those of transformers' ``apply_chat_template``, except that the text of a control token in messages, tools,
-    documents and ``extra`` is only text.
-    """
-    return lay_out(tokenizer, messages, **options).encode()
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        messages: Sequence[Any],
+        *,
+        tools: Sequence[Any] | None = None,
+        documents: Sequence[Any] | None = None,
+        special_in_contents: bool = False,
+        template: ChatTemplate | None = None,
+        **extra: Any,
+    ) -> None:
+        """
+        :param special_in_contents: let contents write control tokens, as transformers does; for trusted text only.
+        :param template: another one than the tokenizer's own.
+        :param extra: what the template reads beside; see :meth:`ChatTemplate.render` for this and the other parameters.
+        :raises UsageError: there is no message or no template, or one is not what it should be.
+        """
+        self._tokenizer, self._template = tokenizer, template or ChatTemplate.of(tokenizer, tools=tools)
+        values = self._template.values(messages, tools, documents=documents, **extra)
+        self._guard = None if special_in_contents else ContentGuard.of(tokenizer, self._template.source)
+        self._values = values if self._guard is None else self._guard.marked(values)
+        self._has_marks = self._values != values
+
+    def layout(
+        self,
+        count: int | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool | str = False,
+    ) -> ChatLayout:
+        """Lay out the first messages.
+
+        :param count: how many, by default all.
+        :raises UsageError: the template refuses the conversation.
+        :raises ModelFolderError: the template runs without end or makes a text without bound.
+        """
+        messages = self._values["messages"][:count]
+        values = {**self._values, "messages": messages, "add_generation_prompt": add_generation_prompt}
+        rendered, spans = self._template.render_values(values, continue_final_message)
+        return ChatLayout(rendered, tuple(spans), self._has_marks, self._tokenizer, self._guard)
 
 
-def lay_out(
+def encode_chat(
     tokenizer: Tokenizer,
     messages: Sequence[Any],
     *,
-    tools: Sequence[Any] | None = None,
-    documents: Sequence[Any] | None = None,
     add_generation_prompt: bool = False,
     continue_final_message: bool | str = False,
-    special_in_contents: bool = False,
-    template: ChatTemplate | None = None,
-    **extra: Any,
-) -> ChatLayout:
-    """Lay out a conversation.
+    **options: Any,
+) -> EncodedChat:
+    """Lay out a conversation and encode it.
 
-    :param special_in_contents: let contents write control tokens, as transformers does; for trusted text only.
-    :param template: another one than the tokenizer's own.
-    :param extra: what the template reads beside; see :meth:`ChatTemplate.render` for this and the other parameters.
-    :raises UsageError: the template refuses the conversation, or there is none.
-    :raises ModelFolderError: the template runs without end or makes a text without bound.
+    The ids are those of transformers' ``apply_chat_template``, except that the text of a control token in messages, tools,
+    documents and ``extra`` is only text. The other parameters and the errors are those of :class:`Conversation`.
     """
-    template = template or ChatTemplate.of(tokenizer, tools=tools)
-    values = template.values(messages, tools, add_generation_prompt, documents=documents, **extra)
-    guard = None if special_in_contents else ContentGuard.of(tokenizer, template.source)
-    marked = values if guard is None else guard.marked(values)
-    rendered, spans = template.render_values(marked, continue_final_message)
-    return ChatLayout(rendered, tuple(spans), tokenizer, guard, marked != values)
+    layout = Conversation(tokenizer, messages, **options).layout(
+        add_generation_prompt=add_generation_prompt, continue_final_message=continue_final_message
+    )
+    return layout.encode()
 
 
-def _mask(token_at: Callable[[int], int | None], spans: Iterable[tuple[int, int]], length: int) -> list[int]:
-    """1 for the tokens that stand, in whole or in part, in the spans of characters.
+def token_mask(token_at: Callable[[int], int | None], spans: Iterable[tuple[int, int]], length: int) -> list[int]:
+    """1 for tokens that stand, in whole or in part, in the spans of characters.
 
     A character may have no token (a blank that a tokenizer drops): then the next one inside of the span counts.
     """
