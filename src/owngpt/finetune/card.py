@@ -40,7 +40,7 @@ def card(name: str, base: str, plan: FinetunePlan, *, data: Mapping[str, Any], t
 
 def _metadata(base: str, plan: FinetunePlan) -> dict[str, Any]:
     task = "text-classification" if plan.recipe.method == "classify" else "text-generation"
-    library = "peft" if plan.recipe.lora else "transformers"
+    library = "peft" if plan.recipe.lora and task == "text-generation" else "transformers"
     tags = ["owngpt", plan.recipe.method, *(["lora"] if plan.recipe.lora else [])]
     return {"library_name": library, "pipeline_tag": task, "base_model": base, "tags": tags}
 

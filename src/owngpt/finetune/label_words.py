@@ -1,7 +1,7 @@
 """Classes by their names: the model answers a text with its label, in words that it knows already.
 
 Where a few examples must do, this beats a head that begins from nothing, and what comes out is an ordinary language model. A
-text is what the user says and its label what the assistant answers; without a chat template "Label:" and the label follow the text.
+text is what the user says and its label what the assistant answers; without a chat template "Label:" and the label follow it.
 """
 
 from __future__ import annotations
@@ -63,25 +63,26 @@ class LabelWords:
 
     def scores(self, model: GPT, sequences: Sequence[Encoded], deadline: float | None = None) -> Iterator[Tensor]:
         """For each text (labels,) float32: log-probability of each label as its answer, in nats; minus infinity for labels
-        that cannot be the most probable one.
+        that cannot be the most probable one, and are not the text's own.
 
-        :param sequences: of :class:`WordRenderer`; whichever label they end with does not matter.
+        :param sequences: of :class:`WordRenderer`.
         :param deadline: of ``time.monotonic()``: no further text is read after it.
         """
         for sequence in sequences:
-            yield self._scores_of(model, sequence.token_ids[: _prompt_length(sequence)])
+            yield self._scores_of(model, sequence.token_ids[: _prompt_length(sequence)], sequence.label)
             if deadline is not None and time.monotonic() >= deadline:
                 return
 
     @torch.no_grad()
-    def _scores_of(self, model: GPT, prompt: np.ndarray) -> Tensor:
+    def _scores_of(self, model: GPT, prompt: np.ndarray, own: int) -> Tensor:
         """A label is at most as probable as its first token, so that few of many need be read to their end."""
         with without_dropout(model):
             ids = torch.from_numpy(prompt)[None].to(model.embedding.weight.device)
             bounds = model.head(model(ids)[0, -1]).log_softmax(-1).cpu()[[int(words[0]) for words in self.words]]
             order = bounds.argsort(descending=True, stable=True).tolist()
             result = torch.full((len(order),), -torch.inf)
-            first, rest = order[:LIKELIEST], order[LIKELIEST:]
+            first = [label for place, label in enumerate(order) if place < LIKELIEST or label == own]
+            rest = [label for label in order if label not in first]
             result[first] = self._full(model, prompt, first)
             if rest and float(bounds[rest[0]]) > float(result.max()):
                 result[rest] = self._full(model, prompt, rest)
