@@ -21,9 +21,9 @@ NOISE = 0.02
 
 
 def preference(ours: TuneSpec, theirs: TuneSpec, chats: Chats, pairs: int) -> dict[str, Any]:
-    """On pairs whose rejected answer is the one to another question."""
+    """On pairs whose rejected answer is the one to another question, which is in no pair itself: else gradients would cancel."""
     chosen = chats[:pairs]
-    rejected = [[*chat[:-1], other[-1]] for chat, other in zip(chosen, [*chosen[1:], chosen[0]], strict=True)]
+    rejected = [[*chat[:-1], other[-1]] for chat, other in zip(chosen, chats[pairs : 2 * pairs], strict=True)]
     found = {}
     with tempfile.TemporaryDirectory() as temporary:
         policy = moved(Path(ours.path), Path(temporary) / "policy")
