@@ -120,5 +120,5 @@ def print_result(result: Any) -> None:
     if result.method != "classify":
         print(f"  owngpt chat {folder}")
         print(f'  owngpt generate {folder} --prompt "…"')
-    if result.plan["recipe"]["lora"] is not None:
+    if result.plan["recipe"]["lora"] is not None and result.method != "classify":  # a classifier is whole already
         print(f"  owngpt export {folder} --merge -o {shlex.quote(f'{result.output}-merged')}")

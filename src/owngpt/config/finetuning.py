@@ -68,6 +68,8 @@ class FinetuneConfig:
     """Of dpo, ipo and orpo: how closely the model stays to where it began (orpo: weight of the odds); 0.1 by default."""
     label_smoothing: float = 0.0
     """Of dpo: share of the preferences that are taken to be wrong."""
+    label_words: bool = False
+    """Of classify: the model learns to answer with the label itself, instead of a head over the labels: for few examples."""
     layout: str | None = None
     """What the rows are, where that is not plain: messages, completion, text, alpaca, sharegpt, preference or label."""
     columns: str | None = None
@@ -136,6 +138,8 @@ class FinetuneConfig:
             raise UsageError("--validation and --held-out are given together; name the examples to hold out, or their share")
         if self.label_smoothing and self.method not in (None, "dpo"):
             raise UsageError(f"--label-smoothing is of dpo, but the method is {self.method}; leave it out")
+        if self.label_words and self.method not in (None, "classify"):
+            raise UsageError(f"--label-words is of classify, but the method is {self.method}; leave it out")
         if self.beta is not None and self.method not in (None, *PREFERENCE_METHODS):
             raise UsageError(f"--beta is of dpo, ipo and orpo, but the method is {self.method}; leave it out")
 

@@ -13,17 +13,21 @@ import torch
 
 from owngpt.config.finetuning import FinetuneConfig
 from owngpt.config.run_record import RUN_FILE, RunRecord
+from owngpt.data.files import MANIFEST
 from owngpt.engine.quality import file_key
 from owngpt.errors import CheckpointError, UsageError
 from owngpt.finetune import material as materials
+from owngpt.finetune.batches import ReplaySource
 from owngpt.finetune.card import card
 from owngpt.finetune.feed import Feed, References
 from owngpt.finetune.material import Material
 from owngpt.finetune.output import save, save_card
 from owngpt.finetune.plan import FinetunePlan, Recipe
-from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe, shape_of
+from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe, most_examples, shape_of
+from owngpt.finetune.rehearsal.replay import replay_store
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
+from owngpt.finetune.store import ExampleStore
 from owngpt.finetune.trainee import Trainee, open_network
 from owngpt.formats.base import BaseModel
 from owngpt.kernels.machine import describe_machine
@@ -39,12 +43,16 @@ MEASURE_SHARE = 0.08
 """Of the budget for each of the two measurements, at most."""
 PROBE_SHARE = 0.02
 """Of the budget, for finding out how fast this machine learns."""
-SAVE_SECONDS = 4.0
+SAVE_SECONDS = 6.0
 """Of the budget for the adapter or model, the report and its pictures."""
 MOST_FOR_REFERENCE = 0.5
 """Of the time to train in, for asking the base about the answers to compare."""
 READING_SPEED = 2.5
 """Reading is so many times faster than learning."""
+REPLAY_SHARE = 0.05
+"""Of the budget, for writing text of its own."""
+LEAST_REPLAYED, MOST_REPLAYED, REPLAYED_PASSES = 2_000, 20_000, 5
+"""Tokens of general text; at most as many as are read in some passes over the examples."""
 WITH_REFERENCE = ("dpo", "ipo")
 BEFORE = "before.json"
 
@@ -119,8 +127,9 @@ class Job:
             material = (materials.kept(self._data) if self.record else None) or self._prepare(self._data)
             network = self._network(material)
             before = self._before(material, network)
+            replay = self._replay(material, network)
             plan, trainee = self._agreed_plan(material, network, before.seconds)
-            trainer = self._trainer(plan, trainee, material, before.seconds, lock)
+            trainer = self._trainer(plan, trainee, material, replay, before.seconds, lock)
             return self._finish(plan, trainee, material, before, trainer.run().to_dict())
 
     # --- examples and plan ---
@@ -133,11 +142,12 @@ class Job:
         limit = context_limit(self.settings, self.base.config)
         with timed("reading examples", self.display.say):
             return materials.prepare(
-                self.sources, self.settings, self.base.tokenizer(), folder, context_length=limit, say=self.display.say
-            )
+                self.sources, self.settings, self.base.tokenizer(), folder, context_length=limit, say=self.display.say,
+                most=most_examples(self.base.config, self.budget),
+            )  # fmt: skip
 
     def _network(self, material: Material) -> GPT:
-        return open_network(self.base, self._dtype(), self.device, classes=len(material.labels), seed=self.settings.seed)
+        return open_network(self.base, self._dtype(), self.device, classes=len(material.classes), seed=self.settings.seed)
 
     def _dtype(self) -> str:
         """What is computed in; an interrupted run goes on as it began."""
@@ -160,7 +170,7 @@ class Job:
         feed, config = Feed(material, self.settings.seed), self.base.config
         stats = material.train.stats
         facts = Facts(feed.examples, stats.tokens, stats.longest, len(material.examples))
-        recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.labels)
+        recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.classes)
         trainee = Trainee.of(network, self.base, recipe)
         speed, seconds = math.nan, None
         if self.budget is not None:
@@ -209,6 +219,21 @@ class Job:
         """Seconds for measuring again, the report and saving."""
         return SAVE_SECONDS + 1.15 * measured
 
+    def _replay(self, material: Material, network: GPT) -> ReplaySource | None:
+        """General text against forgetting, made by the model before it learns, or read."""
+        settings, folder = self.settings, self._data / "replay"
+        if not settings.replay:
+            return None
+        if self.record and (folder / MANIFEST).exists():
+            return ReplaySource(ExampleStore.open(folder), settings.replay)
+        tokens = int(min(MOST_REPLAYED, max(LEAST_REPLAYED, settings.replay * REPLAYED_PASSES * material.train.stats.tokens)))
+        store = replay_store(
+            folder, network=network, tokenizer=self.base.tokenizer(), source=settings.replay_from, tokens=tokens,
+            context_length=material.train.stats.longest, seconds=None if self.budget is None else REPLAY_SHARE * self.budget,
+            seed=settings.seed, say=self.display.say,
+        )  # fmt: skip
+        return ReplaySource(store, settings.replay)
+
     # --- measuring and training ---
 
     def _measure_seconds(self) -> float | None:
@@ -230,9 +255,13 @@ class Job:
         before.write(kept)
         return before
 
-    def _trainer(self, plan: FinetunePlan, trainee: Trainee, material: Material, measured: float, lock: RunLock) -> Trainer:
+    def _trainer(
+        self, plan: FinetunePlan, trainee: Trainee, material: Material, replay: ReplaySource | None, measured: float,
+        lock: RunLock,
+    ) -> Trainer:  # fmt: skip
         assert self.record is not None
-        feed, model = Feed(material, plan.recipe.seed), file_key(self.base.path)
+        model = file_key(self.base.path)
+        feed = Feed(material, plan.recipe.seed, replay=replay)
         references = self._references(plan, trainee, feed, model)
         course, is_new = plan.course, not (self.run_folder / CHECKPOINTS).exists()
         if course.budget_seconds is not None and is_new:
@@ -241,6 +270,7 @@ class Job:
         identity = {
             "examples": material.train.fingerprint, "held-out examples": material.held_out.fingerprint, "model": model,
             "tokenizer": material.tokenizer.fingerprint, "plan": self.record.plan_hash(),
+            "general text": _fingerprint(replay),
         }  # fmt: skip
         trainer = Trainer(
             trainee.module, feed.batches(plan.shape, references), feed.held_out(plan.shape, references), course, self.run_folder,
@@ -266,7 +296,7 @@ class Job:
         with timed("saving", say):
             save(
                 self.folder, trainee, self.base, material.tokenizer, named=self._named_base(), dtype=plan.recipe.dtype,
-                labels=material.labels,
+                labels=material.classes,
             )  # fmt: skip
         with timed("measuring what the model does now", say):
             after = self._measure(material, trainee.serving(), self._seconds_for_after(before))
@@ -299,6 +329,10 @@ class Job:
             tuple(map(str, report.concerns)) if report else (), data, plan.to_dict(), training or {},
             time.monotonic() - self.began,
         )  # fmt: skip
+
+
+def _fingerprint(replay: ReplaySource | None) -> str:
+    return replay.source.fingerprint if replay and isinstance(replay.source, ExampleStore) else "none"
 
 
 def plan_of(record: RunRecord, run_folder: Path) -> FinetunePlan:

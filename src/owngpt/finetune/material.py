@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from owngpt.config.files import atomic_write_text, make_folder
 from owngpt.config.finetuning import PREFERENCE_METHODS, FinetuneConfig, Method
@@ -16,9 +19,12 @@ from owngpt.errors import DataError, UsageError
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.dataset import ExampleSet, open_examples, split_examples
 from owngpt.finetune.examples.example import Example, Kind
+from owngpt.finetune.examples.split import Side
 from owngpt.finetune.kept_examples import read_examples, write_examples
+from owngpt.finetune.label_words import LabelWords, WordRenderer
 from owngpt.finetune.overflow import StoreStats
 from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering_pool import encode_all
 from owngpt.finetune.store import ExampleStore, write_store
 from owngpt.finetune.system import with_system
 from owngpt.text.tokenizer import Tokenizer
@@ -61,8 +67,14 @@ class Material:
     examples: Sequence[Example]
     """Those held out."""
     labels: tuple[str, ...]
+    """Of texts that belong to classes, in the order of their indices."""
     facts: dict[str, Any]
     """For the report: ``sentence``, ``train``, ``held_out``, ``notes`` …"""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels, where a head tells them apart; none where the model answers with them."""
+        return self.labels if self.method == "classify" else ()
 
 
 @dataclass(frozen=True)
@@ -85,27 +97,35 @@ def open_rows(sources: Sequence[str], settings: FinetuneConfig, tokenizer: Token
     method = method_for(settings.method, examples.kind)
     for line in examples.lines():
         say(line)
+    if settings.replay and method != "sft" and not settings.label_words:
+        raise UsageError(f"--replay mixes text between answers to learn, and the method is {method}; leave it out, or use sft")
     labels = _labels(examples) if method == "classify" else ()
+    if settings.label_words:
+        return OpenedRows(examples, "sft", labels, _word_renderer(tokenizer, labels, examples.kind))
     return OpenedRows(examples, method, labels, _renderer(tokenizer, settings, labels, examples.kinds))
 
 
 def prepare(
-    sources: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer, folder: Path, *, context_length: int, say: Say
-) -> Material:
+    sources: Sequence[str], settings: FinetuneConfig, tokenizer: Tokenizer, folder: Path, *, context_length: int, say: Say,
+    most: int | None = None,
+) -> Material:  # fmt: skip
     """Read, check, split and encode; everything lies under ``folder`` afterwards.
 
     :param context_length: tokens of an example at most.
+    :param most: examples that there will be time to learn from: of more, that many are drawn.
     :raises DataError: a row cannot be used; the message names file, line and fix.
     :raises UsageError: the rows are for another method, or a source is unknown.
     """
     opened = open_rows(sources, settings, tokenizer, say=say)
     examples, method, labels, renderer = opened.examples, opened.method, opened.labels, opened.renderer
-    train, held_out = _split(examples, settings, say)
+    others, held_out = _split(examples, settings, say)
+    train = _drawn(others, most, settings.seed, say)
     make_folder(folder)
     skip = settings.skip_bad
     overflow, pairs = settings.overflow or ("drop" if skip else "error"), method in PREFERENCE_METHODS
+    encode = partial(encode_all, renderer) if type(renderer) is Renderer else renderer.encode_all
     store = write_store(
-        renderer.encode_all(train, skip_bad=skip), folder / "train", context_length=context_length, overflow=overflow, pairs=pairs
+        encode(train, skip_bad=skip), folder / "train", context_length=context_length, overflow=overflow, pairs=pairs
     )
     kept = [example for example in held_out if _fits(renderer, example, context_length)]
     scored: ExampleStore | Nothing = Nothing(StoreStats())
@@ -142,7 +162,7 @@ def kept(folder: Path) -> Material | None:
     scored: ExampleStore | Nothing = Nothing(StoreStats())
     if (folder / "held_out" / MANIFEST).exists():
         scored = ExampleStore.open(folder / "held_out")
-    renderer = Renderer(tokenizer, labels=labels or None)
+    renderer = (WordRenderer if labels and method != "classify" else Renderer)(tokenizer, labels=labels or None)
     train, examples = ExampleStore.open(folder / "train"), read_examples(folder / HELD_OUT)
     return Material(method, tokenizer, renderer, train, scored, examples, labels, facts)
 
@@ -181,7 +201,7 @@ def _open(sources: Sequence[str], settings: FinetuneConfig, say: Say) -> Example
     )  # fmt: skip
 
 
-def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[Iterable[Example], list[Example]]:
+def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[ExampleSet | Side, list[Example]]:
     if settings.validation is None:
         train, others = split_examples(examples, held_out=settings.held_out, seed=settings.seed)
         return train, list(others)
@@ -192,6 +212,17 @@ def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[It
             "name a file of the same kind"
         )
     return examples, list(islice(named, MOST_HELD_OUT))
+
+
+def _drawn(train: ExampleSet | Side, most: int | None, seed: int, say: Say) -> Iterable[Example]:
+    """All, or ``most`` of them, each with the same chance."""
+    count = len(train)
+    if most is None or count <= most:
+        return train
+    say(f"of {count:,} examples {most:,} are drawn, several times what there is time for; give more --minutes to use all")
+    chosen = np.zeros(count, dtype=bool)
+    chosen[np.random.default_rng(seed % 2**32).permutation(count)[:most]] = True
+    return (example for example, is_chosen in zip(train, chosen, strict=False) if is_chosen)
 
 
 def _labels(examples: ExampleSet) -> tuple[str, ...]:
@@ -218,6 +249,18 @@ def _renderer(tokenizer: Tokenizer, settings: FinetuneConfig, labels: tuple[str,
     said = Renderer(with_system(renderer.ensure_template(), settings.system), labels=labels or None)
     said.notes += renderer.notes
     return said
+
+
+def _word_renderer(tokenizer: Tokenizer, labels: tuple[str, ...], kind: Kind) -> WordRenderer:
+    """:raises UsageError: the rows have no labels.
+
+    :raises DataError: the tokenizer does not tell two labels apart.
+    """
+    if not labels:
+        raise UsageError(f"--label-words is for rows with a text and a label, but these hold {_NAMES[kind]}; leave it out")
+    renderer = WordRenderer(tokenizer, labels=labels)
+    LabelWords(renderer, labels)
+    return renderer
 
 
 def _fits(renderer: Renderer, example: Example, limit: int) -> bool:

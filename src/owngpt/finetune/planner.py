@@ -45,6 +45,13 @@ RATE_LIMITS = (1e-5, 1e-3)
 METHOD_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.1, "ipo": 0.1, "orpo": 0.4, "classify": 1.0}
 PREFERENCES_A_STEP, TEXTS_A_STEP = 16, 32
 UNITS: dict[Method, str] = {"sft": "rows", "classify": "texts"}
+LEARNING_RATE_LIMIT = 3e11
+"""Parameters x tokens a second: more than a machine without GPU reaches when it learns."""
+SHORT_EXAMPLE = 60
+"""Tokens."""
+RENDERING_SECONDS, RENDERING_SHARE = 0.001, 0.1
+"""An example, with two cores; and the share of a run that it may take."""
+FEWEST_DRAWN = 500
 PASSES = ((100, 20.0), (1_000, 10.0), (10_000, 5.0), (math.inf, 3.0))
 """Up to so many examples: passes after which more only memorises."""
 USUAL_PASSES = ((1_000, 5.0), (20_000, 3.0), (math.inf, 1.0))
@@ -137,6 +144,15 @@ def _units_a_step(method: Method, facts: Facts, each: float, tokens_affordable: 
 def budget_seconds(settings: FinetuneConfig) -> float | None:
     """For everything, None where steps or passes decide."""
     return None if settings.steps or settings.epochs else 60.0 * (settings.minutes or DEFAULT_MINUTES)
+
+
+def most_examples(model: GPTConfig, seconds: float | None) -> int | None:
+    """How many examples a run of some seconds could come to see, generously; None where time does not decide."""
+    if seconds is None:
+        return None
+    in_time = LEARNING_RATE_LIMIT / model.parameter_count() * seconds / SHORT_EXAMPLE
+    rendered = RENDERING_SHARE * seconds / RENDERING_SECONDS
+    return int(max(FEWEST_DRAWN, min(in_time, rendered)))
 
 
 def make_recipe(
