@@ -118,7 +118,10 @@ def test_weights_mask_turns() -> None:
         ([USER, {"role": "assistant", "content": 3}], "the content of message 2 is a number"),
         ([USER, {"role": "system", "content": "S"}, ASSISTANT], "message 2 is a system message"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}, ASSISTANT], "message 1 holds an image_url"),
-        ([USER, {"role": "assistant", "content": "\ud800"}], "message 2 holds half of a surrogate pair (\\ud800…)"),
+        (
+            [USER, {"role": "assistant", "content": "\ud800"}],
+            "a message of the assistant holds half of a surrogate pair (\\ud800…)",
+        ),
     ],
 )
 def test_bad_conversations_say_what_is_wrong(messages: Any, expected: str) -> None:
@@ -190,6 +193,8 @@ def test_preferences_of_plain_texts() -> None:
     assert read("preference", {"prompt": "P", "chosen": "C", "rejected": "R"}) == Preference("P", "C", "R", HERE)
     shared = read("preference", {"chosen": "The sky is blue.", "rejected": "The sky is black."})
     assert shared == Preference("The sky is", " blue.", " black.", HERE)
+    chinese = read("preference", {"chosen": "今天天气很好", "rejected": "今天天气很差"})
+    assert chinese == Preference("今天天气很", "好", "差", HERE)
     assert reason("preference", {"chosen": "a", "rejected": "b"}) == "no prompt, and chosen and rejected begin differently"
     assert reason("preference", {"prompt": "P", "chosen": "C", "rejected": "C"}) == "chosen and rejected are the same"
     assert reason("preference", {"prompt": "P", "chosen": "C", "rejected": ""}) == "the rejected is empty"

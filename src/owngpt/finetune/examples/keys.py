@@ -10,6 +10,7 @@ from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled
 
 _TELLING = 24
 """Letters from which on a question is taken to be one of a kind: "Hi" alone says little about what follows."""
+_NO_LETTERS = re.compile(r"[\W_]+")
 
 
 def content_key(example: Example) -> int:
@@ -19,18 +20,19 @@ def content_key(example: Example) -> int:
 
 def prompt_key(example: Example) -> int:
     """64 bits of what is asked, whatever its case, width, spaces and punctuation."""
-    return _hashed(_letters(_prompt(example)))
+    return _hashed(_prompt(example))
 
 
 def _prompt(example: Example) -> str:
+    """The letters of what is asked."""
     if isinstance(example, Chat):
         return _asked(example.messages)
     if isinstance(example, Completion):
-        return example.prompt if _letters(example.prompt) else example.completion
+        return _letters(example.prompt) if example.prompt.strip() else _letters(example.completion)
     if isinstance(example, Preference):
-        return example.prompt if isinstance(example.prompt, str) else _asked(example.prompt)
+        return _letters(example.prompt) if isinstance(example.prompt, str) else _asked(example.prompt)
     assert isinstance(example, PlainText | Labelled)
-    return example.text
+    return _letters(example.text)
 
 
 def _asked(messages: tuple[Message, ...]) -> str:
@@ -38,15 +40,15 @@ def _asked(messages: tuple[Message, ...]) -> str:
     asked = ""
     for message in messages:
         if message["role"] not in ("system", "assistant"):
-            asked += str(message["content"]) + "\n"
-            if len(_letters(asked).encode()) >= _TELLING:
+            asked += _letters(message["content"])
+            if len(asked) >= _TELLING or len(asked.encode()) >= _TELLING:
                 break
     return asked
 
 
 def _letters(text: str) -> str:
     folded = text if text.isascii() else unicodedata.normalize("NFKC", text)
-    return re.sub(r"[\W_]+", "", folded.casefold()) or folded
+    return _NO_LETTERS.sub("", folded.casefold()) or folded
 
 
 def _hashed(text: str) -> int:

@@ -246,12 +246,18 @@ def _shared_text(chosen: str, rejected: str, origin: Origin) -> Preference:
         return _checked_pair(better[:shared], better[shared:], worse[shared:], {}, origin)
     pairs = enumerate(zip(chosen, rejected, strict=False))
     shared = next((index for index, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
-    while shared and not chosen[shared - 1].isspace() and chosen[shared - 1] not in "。！？：":
+    while shared and _within_word(chosen, shared):
         shared -= 1  # a prompt ends with a whole word
     shared = len(chosen[:shared].rstrip(" "))
     if not chosen[:shared].strip():
         raise Fault("no prompt, and chosen and rejected begin differently", "give the prompt in a column of its own")
     return Preference(chosen[:shared], text_of(chosen[shared:], "chosen"), text_of(rejected[shared:], "rejected"), origin)
+
+
+def _within_word(text: str, place: int) -> bool:
+    """Whether `place` is between two letters of one word; Chinese is written without spaces, so each character may end one."""
+    before, after = text[place - 1 : place], text[place : place + 1]
+    return before.isalnum() and after.isalnum() and (before + after).isascii()
 
 
 def _dialogue(text: str) -> list[Message]:

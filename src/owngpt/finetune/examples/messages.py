@@ -57,7 +57,7 @@ def text_of(value: Any, name: str) -> str:
 def checked(text: str, name: str) -> str:
     """`text`, the part `name` of a row, once it is known to be made of whole characters."""
     try:
-        text.encode()
+        text.isascii() or text.encode()
     except UnicodeEncodeError:
         raise Fault(f"{name} holds half of a surrogate pair (\\ud800…)", "write the whole character") from None
     return text
@@ -146,6 +146,8 @@ def _list_of_messages(value: Any) -> list[Any]:
 
 def _message(given: Any, number: int, tags: Tags) -> Message | None:
     """One message in the words of templates; None for an empty system message, which says nothing."""
+    if (simple := _simple(given, tags)) is not None:
+        return simple
     if not isinstance(given, Mapping):
         raise Fault(f"message {number} is {_kind(given)}", 'give it as {"role": …, "content": …}')
     role = _role(_first(given, tags.role), number, tags)
@@ -163,6 +165,17 @@ def _message(given: Any, number: int, tags: Tags) -> Message | None:
             return None
         raise Fault(f"message {number} ({role}) is empty", "write it, or take the row out")
     return message
+
+
+def _simple(given: Any, tags: Tags) -> Message | None:
+    """A message that is already as templates read it, which most are: a set of a million is read twice as fast."""
+    if type(given) is not dict or len(given) != 2 or tags is not USUAL_TAGS:
+        return None
+    role, content = given.get("role"), given.get("content")
+    if (role != "user" and role != "assistant") or type(content) is not str or not content.strip():
+        return None
+    checked(content, f"a message of the {role}")
+    return given
 
 
 def _may_be_blank(message: Mapping[str, Any]) -> bool:
