@@ -14,7 +14,7 @@ from owngpt.text.training import train_tokenizer
 
 POEM = "春眠不觉晓，处处闻啼鸟。Then: 夜来风雨声 — 花落知多少？ 🐦"
 CONTEXT_LENGTH = 128
-STEPS = 120
+STEPS = 80
 
 
 @cache

@@ -140,7 +140,7 @@ def test_searches_among_other_texts_lose_no_block_and_change_no_text(pair: tuple
     ]
     asked = [
         Request(tuple(generator.randrange(16, 200) for _ in range(generator.choice((1, 20, 33, 64)))), settings[i % 4])
-        for i in range(14)
+        for i in range(9)
     ]
     for blocks in (17, 120):  # 17 are just enough for the largest search alone: everything else is stopped and computed again
         with Engine(TorchRunner(pair[1], blocks), poem.plain_tokenizer(), context_length=128) as crowded:

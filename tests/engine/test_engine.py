@@ -121,7 +121,7 @@ def test_random_schedules_lose_no_block_and_change_no_text(tokenizer: Tokenizer,
     for runner in runners(config, blocks):
         with Engine(runner, tokenizer, context_length=CONTEXT) as engine:
             asked = [
-                Request(prompt, generator.choice(settings), end_ids=frozenset()) for prompt in prompts(tokenizer, 24, seed=2)
+                Request(prompt, generator.choice(settings), end_ids=frozenset()) for prompt in prompts(tokenizer, 16, seed=2)
             ]
             streams: list[Stream] = []
             for request in asked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 
 import pytest
 import torch
@@ -65,9 +66,9 @@ def runners(blocks: int = 64) -> list[Runner]:
 
 def requests() -> list[Request]:
     settings = [
-        GenerationConfig(max_new_tokens=30, temperature=0.0),
-        GenerationConfig(max_new_tokens=21, temperature=0.7, seed=3, top_k=20),
-        GenerationConfig(max_new_tokens=25, temperature=0.0, repetition_penalty=1.1),
+        GenerationConfig(max_new_tokens=24, temperature=0.0),
+        GenerationConfig(max_new_tokens=15, temperature=0.7, seed=3, top_k=20),
+        GenerationConfig(max_new_tokens=18, temperature=0.0, repetition_penalty=1.1),
         GenerationConfig(max_new_tokens=7, temperature=0.2, seed=5, num_return_sequences=2, stop=("ab",)),
     ]
     prompts = [REPEATING, REPEATING[:9], tuple(range(30, 90)), (40,)]
@@ -80,11 +81,16 @@ def texts(engine: Engine, *, together: bool) -> list[list[Generation]]:
     return [engine.submit(request).result() for request in requests()]
 
 
+@cache
+def texts_without() -> list[list[Generation]]:
+    with Engine(TorchRunner(model_of(), 64), TOKENIZER, context_length=CONTEXT) as engine:
+        return texts(engine, together=False)
+
+
 @pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("kind", ["lookup", "draft", "both"])
 def test_texts_are_those_without_speculation(kind: str, together: bool) -> None:
-    with Engine(TorchRunner(model_of(), 64), TOKENIZER, context_length=CONTEXT) as engine:
-        expected = texts(engine, together=False)
+    expected = texts_without()
     runner = TorchRunner(model_of(), 64)
     # The same model as its own draft guesses nearly all greedy tokens right, another one hardly any.
     draft = DraftModel(TorchRunner(model_of(1 if together else 2), 40), TOKENIZER, for_tokenizer=TOKENIZER)
@@ -181,5 +187,5 @@ def test_a_draft_that_fails_is_left_out() -> None:
     draft = DraftModel(Broken(model_of(), 8), TOKENIZER, for_tokenizer=TOKENIZER)
     with Engine(TorchRunner(model_of(), 64), TOKENIZER, context_length=CONTEXT, speculation=speculation(draft)) as engine:
         with pytest.warns(RuntimeWarning, match="speculation is off: no"):
-            assert len(engine.submit(requests()[8]).result()[0].token_ids) == 30
+            assert len(engine.submit(requests()[8]).result()[0].token_ids) == 24
         engine.check()
