@@ -90,6 +90,18 @@ def test_eval_for_people_names_the_stride(model_folder, tmp_path, capsys):
     assert "stride" in out
 
 
+def test_eval_tells_a_pipe_how_far_it_is(model_folder, tmp_path, capsys, monkeypatch):
+    data = tmp_path / "held-out.txt"
+    data.write_text(TEXT, encoding="utf-8")
+    assert main(["eval", model_folder, "--data", str(data), "--json"]) == 0
+    assert capsys.readouterr().err == ""  # it took less than ten seconds
+    monkeypatch.setattr("owngpt.cli.output.PLAIN_SECONDS", 0.0)
+    assert main(["eval", model_folder, "--data", str(data), "--json"]) == 0
+    captured = capsys.readouterr()
+    tokens = json.loads(captured.out)["tokens"]
+    assert captured.err.splitlines()[-1] == f"{tokens:,} tokens scored"
+
+
 def test_a_missing_file_to_score_is_one_sentence(model_folder, tmp_path, capsys):
     assert main(["eval", model_folder, "--data", str(tmp_path / "absent.txt"), "--json"]) in (1, 2)
     captured = capsys.readouterr()

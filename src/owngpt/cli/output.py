@@ -7,10 +7,14 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+PLAIN_SECONDS = 10.0
+"""Between two lines of progress where stderr is a file or a pipe."""
 
 
 def print_json(result: Any) -> None:
@@ -56,10 +60,19 @@ def live_line(*, quiet: bool = False) -> Iterator[Callable[[str], None] | None]:
 
 
 @contextmanager
-def counter(what: str) -> Iterator[Callable[[int], None] | None]:
-    """A callback for a running count."""
+def counter(what: str) -> Iterator[Callable[[int], None]]:
+    """A callback for a running count: a line that is rewritten on a terminal, a plain one every ten seconds elsewhere."""
+    next_line = time.monotonic() + PLAIN_SECONDS
+
+    def say_now_and_then(text: str) -> None:
+        nonlocal next_line
+        if time.monotonic() >= next_line:
+            next_line = time.monotonic() + PLAIN_SECONDS
+            say(text)
+
     with live_line() as show:
-        yield None if show is None else lambda count: show(f"{count:,} {what}")
+        tell = show or say_now_and_then
+        yield lambda count: tell(f"{count:,} {what}")
 
 
 def print_pairs(pairs: dict[str, Any], *, indent: str = "") -> None:
