@@ -2,21 +2,20 @@
 
 The training stream is read as a ring of tokens (end-of-text, document, end-of-text, document, …). Every epoch lays
 windows of one context length side by side on the ring, from an offset of its own, and visits them in an order of its
-own. Offset and order follow from the seed and the epoch's number alone, so the whole position is one integer: how many
-windows were handed out. That is what makes a resumed run see the very same batches.
+own. Offset and order follow from the seed and the epoch's number alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 
+from owngpt.data.dealing import Dealer, check_sizes
 from owngpt.data.shards import TokenSplit
-from owngpt.errors import CheckpointError, DataError, UsageError
+from owngpt.errors import DataError
 
 IGNORED_TARGET = -100
 
@@ -56,11 +55,11 @@ class BatchStream(Protocol):
         ...
 
 
-class Batches:
+class Batches(Dealer[Batch]):
     """An endless, resumable stream of training batches over one :class:`TokenSplit`.
 
     Within an epoch no token is a target twice, and fewer than `context_length` tokens (at a place that changes from
-    epoch to epoch) are left out. With several processes, each rank takes its own share of every global batch.
+    epoch to epoch) are left out.
 
     Raises:
         DataError: the split holds fewer tokens than one context.
@@ -78,40 +77,24 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        _check_sizes(context_length, batch_size)
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank {rank} is outside of a world of {world_size}; ranks run from 0 to {world_size - 1}")
+        super().__init__(context_length=context_length, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
         if split.token_count < context_length + 1:
             raise DataError(
                 f"the text has {split.token_count} tokens, fewer than one context of {context_length} and the token after it; "
                 f"use a context length of at most {max(split.token_count - 1, 1)} or give more text"
             )
         self.split = split
-        self.context_length = context_length
-        self.batch_size = batch_size
-        self.seed = seed
         self.document_mask = document_mask
-        self.rank = rank
-        self.world_size = world_size
         # The last end-of-text token equals the first one: dropping it closes the ring.
         self._ring_length = split.token_count - 1
         self.windows_per_epoch = self._ring_length // context_length
-        self._handed_out = 0
         self._epoch = -1
         self._order = np.empty(0, dtype=np.int64)
         self._offset = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        return self.next()
-
-    def next(self) -> Batch:
-        """The next batch of this rank; never ends."""
-        first = self._handed_out + self.rank * self.batch_size
-        rows = np.stack([self._window(number) for number in range(first, first + self.batch_size)])
-        self._handed_out += self.batch_size * self.world_size
+    def deal(self, numbers: range) -> Batch:
+        """The windows with these numbers."""
+        rows = np.stack([self._window(number) for number in numbers])
         return _make_batch(rows, self.split.end_of_text_id if self.document_mask else None, self.epoch)
 
     @property
@@ -119,30 +102,9 @@ class Batches:
         """Passes over the text handed out so far, over all ranks."""
         return self._handed_out / self.windows_per_epoch
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, and what it is a position in; integers only."""
-        return {
-            "handed_out": self._handed_out,
-            "seed": self.seed,
-            "context_length": self.context_length,
-            "token_count": self.split.token_count,
-        }
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where `state` was taken. Batch size and world size may differ.
-
-        Raises:
-            CheckpointError: the state belongs to another text, seed or context length.
-        """
-        for name, mine in self.state_dict().items():
-            if name not in state:
-                raise CheckpointError(f"the saved data position lacks {name!r}; start again without --resume")
-            if name != "handed_out" and int(state[name]) != mine:
-                raise CheckpointError(
-                    f"the saved data position is for {name} {state[name]}, this run has {mine}; "
-                    "resume with the same text and settings, or start a new run"
-                )
-        self._handed_out = int(state["handed_out"])
+    def facts(self) -> dict[str, int]:
+        """How much text there is."""
+        return {"token_count": self.split.token_count}
 
     def _window(self, number: int) -> np.ndarray:
         """Tokens (context_length + 1,) of the window with this number, counted over all epochs."""
@@ -180,7 +142,7 @@ def validation_batches(
     evenly over the split. Empty when there are fewer than two tokens. Score in bits per byte with
     `split.byte_count / split.token_count` bytes a token.
     """
-    _check_sizes(context_length, batch_size)
+    check_sizes(context_length, batch_size)
     starts = list(range(0, max(split.token_count - 1, 0), context_length))
     if max_tokens is not None and len(starts) * context_length > max_tokens:
         wanted = max(max_tokens // context_length, 1)
@@ -206,9 +168,3 @@ def _make_batch(rows: np.ndarray, document_start: int | None, epoch: float, fill
         begins = np.where(inputs == document_start, positions, np.int32(0))
         starts = torch.from_numpy(np.maximum.accumulate(begins, axis=1))
     return Batch(torch.from_numpy(np.ascontiguousarray(inputs)), torch.from_numpy(targets), starts, epoch)
-
-
-def _check_sizes(context_length: int, batch_size: int) -> None:
-    for name, value in (("context length", context_length), ("batch size", batch_size)):
-        if value < 1:
-            raise UsageError(f"{name} {value} is not positive; use 1 or more")

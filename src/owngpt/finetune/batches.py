@@ -1,12 +1,8 @@
-"""Batches of examples: packed into rows, kept apart by a document mask, in an order that follows from the seed alone.
-
-As in :mod:`owngpt.data.batches` the whole position is one integer, how many rows were handed out, so that a resumed run
-sees the very same batches.
-"""
+"""Batches of examples: packed into rows, kept apart by a document mask, in an order that follows from the seed alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,8 +10,9 @@ import numpy as np
 import torch
 
 from owngpt.data.batches import IGNORED_TARGET, Batch, Batches
+from owngpt.data.dealing import Dealer, check_sizes
 from owngpt.data.shards import TokenSplit
-from owngpt.errors import CheckpointError, UsageError
+from owngpt.errors import UsageError
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
 from owngpt.finetune.packing import pack
@@ -43,13 +40,14 @@ class ReplaySource:
             raise UsageError(f"replay {self.share} is not a share of the rows; give a number from 0 to below 1, such as 0.1")
 
 
-class ExampleBatches:
-    """An endless, resumable stream of training batches over one store; for the trainer as good as
-    :class:`owngpt.data.batches.Batches`.
+class ExampleBatches(Dealer[Batch]):
+    """An endless, resumable stream of training batches over one store.
 
     Every epoch shows each sequence once. Rows hold several sequences, which do not see each other (``starts``), or one each
-    without packing. With several processes, each rank takes its own share of every global batch.
+    without packing.
     """
+
+    DEALS = "examples"
 
     def __init__(
         self,
@@ -70,28 +68,16 @@ class ExampleBatches:
         :param padding_id: what fills rows up; it is never a target and no token sees it.
         :raises UsageError: a size does not fit, or the rank is outside of the world.
         """
-        _check_sizes(context_length, batch_size, store.stats.longest)
-        if not 0 <= rank < world_size:
-            raise UsageError(f"rank {rank} is outside of a world of {world_size}; ranks run from 0 to {world_size - 1}")
-        self.store, self.context_length, self.batch_size, self.seed = store, context_length, batch_size, seed
-        self.rank, self.world_size, self.packed, self.padding_id = rank, world_size, pack, padding_id
+        super().__init__(context_length=context_length, batch_size=batch_size, seed=seed, rank=rank, world_size=world_size)
+        check_fit(store, context_length)
+        self.store, self.packed, self.padding_id = store, pack, padding_id
         self._rows = _Rows(store, context_length, seed, packed=pack)
         self.rows_per_epoch = self._rows.per_epoch
         self._replay = _Replay(replay, context_length, seed + 1, packed=pack) if replay is not None and replay.share else None
-        self._handed_out = 0
 
-    def __iter__(self) -> Iterator[Batch]:
-        return self
-
-    def __next__(self) -> Batch:
-        return self.next()
-
-    def next(self) -> Batch:
-        """The next batch of this rank; never ends."""
-        first = self._handed_out + self.rank * self.batch_size
-        rows = [self._row(number) for number in range(first, first + self.batch_size)]
-        self._handed_out += self.batch_size * self.world_size
-        return make_batch(rows, self.epoch, self.padding_id, packed=self.packed)
+    def deal(self, numbers: range) -> Batch:
+        """The rows with these numbers."""
+        return make_batch([self._row(number) for number in numbers], self.epoch, self.padding_id, packed=self.packed)
 
     @property
     def epoch(self) -> float:
@@ -109,12 +95,9 @@ class ExampleBatches:
         """Share of the rows' places that hold tokens, when rows have the full length."""
         return float(self._rows.inputs.sum()) / (self.rows_per_epoch * self.context_length)
 
-    def state_dict(self) -> dict[str, int]:
-        """The position, and what it is a position in; integers only."""
+    def facts(self) -> dict[str, int]:
+        """The store's size and how its rows are made."""
         return {
-            "handed_out": self._handed_out,
-            "seed": self.seed,
-            "context_length": self.context_length,
             "sequences": len(self.store),
             "tokens": self.store.stats.tokens,
             "packed": int(self.packed),
@@ -122,21 +105,6 @@ class ExampleBatches:
             "replay_tokens": self._replay.token_count if self._replay else 0,
             "replay_millionths": self._replay.millionths if self._replay else 0,
         }
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue where ``state`` was taken. Batch size and world size may differ.
-
-        :raises CheckpointError: the state belongs to other examples or settings.
-        """
-        for name, mine in self.state_dict().items():
-            if name not in state:
-                raise CheckpointError(f"the saved data position lacks {name!r}; start again without --resume")
-            if name != "handed_out" and int(state[name]) != mine:
-                raise CheckpointError(
-                    f"the saved data position is for {name} {state[name]}, this run has {mine}; "
-                    "resume with the same examples and settings, or start a new run"
-                )
-        self._handed_out = int(state["handed_out"])
 
     def _own_rows(self, number: int) -> int:
         """How many of the first ``number`` rows come from the store."""
@@ -162,7 +130,8 @@ def held_out_batches(
     :param max_tokens: about that many tokens at most: rows of a random choice of the sequences that is always the same.
     :raises UsageError: a size does not fit.
     """
-    _check_sizes(context_length, batch_size, store.stats.longest)
+    check_sizes(context_length, batch_size)
+    check_fit(store, context_length)
     inputs = np.maximum(store.lengths - 1, 0)
     rows = _planned(inputs, context_length, np.random.Generator(np.random.PCG64([0, 0])), packed=pack)
     if max_tokens is not None:
@@ -251,7 +220,7 @@ class _Replay:
         self.millionths = round(replay.share * MILLION)
         source = replay.source
         if isinstance(source, ExampleStore):
-            _check_sizes(context_length, 1, source.stats.longest)
+            check_fit(source, context_length)
             self.token_count = source.stats.tokens
             self._row: Callable[[int], list[Encoded]] = _Rows(source, context_length, seed, packed=packed).row
         else:
@@ -277,8 +246,7 @@ class _Windows:
         self._end_of_text = split.end_of_text_id
 
     def row(self, number: int) -> list[Encoded]:
-        self._batches.load_state_dict({**self._batches.state_dict(), "handed_out": number})
-        batch = self._batches.next()
+        batch = self._batches.deal(range(number, number + 1))
         ids = np.append(batch.inputs[0].numpy(), batch.targets[0, -1].item())
         borders = [0, *(np.flatnonzero(ids[1:-1] == self._end_of_text) + 1).tolist(), len(ids) - 1]
         origin = Origin("general text", number)
@@ -286,9 +254,8 @@ class _Windows:
         return [Encoded(ids[a : b + 1], np.arange(b + 1 - a) > 0, origin) for a, b in pairwise(borders)]
 
 
-def _check_sizes(context_length: int, batch_size: int, longest: int) -> None:
-    for name, value in (("context length", context_length), ("batch size", batch_size)):
-        if value < 1:
-            raise UsageError(f"{name} {value} is not positive; use 1 or more")
+def check_fit(store: ExampleStore, context_length: int) -> None:
+    """:raises UsageError: a sequence is longer than a row."""
+    longest = store.stats.longest
     if longest > context_length:
-        raise UsageError(f"a sequence has {longest:,} tokens, more than the context of {context_length:,}; use {longest:,}")
+        raise UsageError(f"a sequence has {longest:,} tokens, more than the context of {context_length:,}; use {longest}")

@@ -171,7 +171,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path) -> None:
         PreferenceBatches(answers_store(tmp_path / "answers"), context_length=40, batch_size=2)
     with pytest.raises(DataError, match="reference is of 3 pairs, .* holds 2"):
         PreferenceBatches(store, context_length=40, batch_size=2, reference=torch.zeros(3, 2))
-    with pytest.raises(UsageError, match="less than the longest example"):
+    with pytest.raises(UsageError, match="more than the context of 4; use 12"):
         PreferenceBatches(store, context_length=4, batch_size=2)
     with pytest.raises(UsageError, match="of dpo, but the method is ipo"):
         PreferenceSettings("ipo", label_smoothing=0.1)
