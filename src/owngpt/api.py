@@ -28,12 +28,11 @@ from owngpt.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from owngpt.data.prepare import prepare
-    from owngpt.engine.engine import Engine
-    from owngpt.engine.load import LoadedEngine, Quantize
+    from owngpt.engine.load import LoadedEngine, PreparedEngine, Quantize
     from owngpt.engine.sequence import Generation
     from owngpt.engine.texts import TextStream
     from owngpt.evaluate.bits import Progress, Score
-    from owngpt.finetune.job import FinetunedModel
+    from owngpt.finetune.result import FinetunedModel
     from owngpt.finetune.start import finetune
     from owngpt.formats.exports import Export, Format
     from owngpt.formats.hub.pull import pull
@@ -55,7 +54,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "FinetunedModel": "owngpt.finetune.job",
+    "FinetunedModel": "owngpt.finetune.result",
     "TrainedModel": "owngpt.pretraining",
     "finetune": "owngpt.finetune.start",
     "prepare": "owngpt.data.prepare",
@@ -137,7 +136,7 @@ class _Source:
 
         return load_engine(self.path, quantize=self.quantize, dtype=self.dtype, adapter=self.adapter)
 
-    def guessing(self, engine: Engine, tokenizer: Tokenizer) -> Engine:
+    def guessing(self, engine: PreparedEngine, tokenizer: Tokenizer) -> PreparedEngine:
         """The engine, with the guesses that were asked for."""
         if self.speculate:
             from owngpt.engine.guessing import speculation_with  # not at the top, as above
@@ -230,7 +229,7 @@ class Model:
         *,
         generation: Mapping[str, Any] | None = None,
         source: _Source | None = None,
-        engine: Engine | None = None,
+        engine: PreparedEngine | None = None,
         config: GPTConfig | None = None,
     ) -> None:
         """
@@ -257,8 +256,8 @@ class Model:
         return self._network
 
     @property
-    def engine(self) -> Engine:
-        """What writes: many requests at once, see :class:`owngpt.engine.engine.Engine`."""
+    def engine(self) -> PreparedEngine:
+        """What writes: many requests at once, see :class:`owngpt.engine.engine.Engine`; its ``setup`` says on what it runs."""
         if self._engine is None:
             self._engine = self._made_engine()
             if self._source is not None:
@@ -266,7 +265,7 @@ class Model:
             weakref.finalize(self, self._engine.close)
         return self._engine
 
-    def _made_engine(self) -> Engine:
+    def _made_engine(self) -> PreparedEngine:
         from owngpt.engine.load import open_engine  # not at the top: looking at logits does not need it
 
         weight = self.network.embedding.weight

@@ -55,6 +55,14 @@ def test_a_conversation_is_saved_as_training_data(folder, tmp_path, monkeypatch,
     assert messages[2]["content"] in capsys.readouterr().out
 
 
+def test_the_start_says_on_what_the_model_runs(folder, monkeypatch, capsys):
+    assert talk(folder, "/quit\n", monkeypatch) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Running on ")
+    assert "weights" in lines[0]
+    assert lines[1].startswith("It talks.")
+
+
 def test_several_lines_are_one_message(folder, tmp_path, monkeypatch):
     file = tmp_path / "talk.jsonl"
     lines = f'"""The cat\n\n  sat"""\nline one\\\nline two\n"""\nalone\n"""\n/save {file}\n'

@@ -82,6 +82,7 @@ class Conversation:
         """Until the input ends or the person leaves."""
         if sys.stdin.isatty() and find_spec("readline"):
             import_module("readline")  # gives input() its history and editing
+        output.say(f"Running on {self.model.engine.setup}.")
         kind = "It talks." if self.templated else "It has no chat template, so it continues each text that you give it."
         output.say(f"{kind} {HINT}")
         while (text := self._read()) is not None:

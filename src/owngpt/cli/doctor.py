@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,7 @@ def examine(minutes: float) -> dict[str, Any]:
     """All that doctor tells, as plain values; rates a second, memory and disk in bytes."""
     import torch
 
-    from owngpt.engine.quality import remembered
+    from owngpt.engine import quality, tuning
     from owngpt.kernels.ceiling import matmul_ceiling, read_bandwidth
     from owngpt.kernels.library import status
     from owngpt.kernels.machine import describe_machine
@@ -50,7 +51,8 @@ def examine(minutes: float) -> dict[str, Any]:
     return {
         "machine": machine.to_dict(),
         "kernels": status(),
-        "quantization": [{**asdict(quality), "reason": quality.reason} for quality in remembered()],
+        "quantization": [{**asdict(found), "reason": found.reason} for found in quality.remembered()],
+        "tuning": [asdict(found) for found in tuning.remembered()],
         "ceilings": ceilings,
         "disk_free": shutil.disk_usage(".").free,
         "minutes": minutes,
@@ -77,8 +79,16 @@ def _show(found: dict[str, Any]) -> None:
     )
     for quality in found["quantization"]:
         print_pairs({"weights": f"{quality['chosen']} for the model of {quality['model']}: {quality['reason']}"})
+    for tuned, models in Counter(_tuned(values) for values in found["tuning"]).items():
+        print_pairs({"steps": f"{tuned} (as timed for {models} model{'s' if models > 1 else ''} so far)"})
     print(f"\nIn {found['minutes']:g} minutes:")
     print_pairs(found["fits"], indent="  ")
+
+
+def _tuned(values: dict[str, Any]) -> str:
+    """What was chosen by timing whole steps of a model."""
+    threads = f"{values['threads']} thread{'s' if values['threads'] > 1 else ''}"
+    return f"vector products below {values['tiles_from']} rows, matrix tiles from there on, {threads}"
 
 
 def _kernels(status: dict[str, Any]) -> str:

@@ -44,6 +44,13 @@ class Tuning:
     threads: int
 
 
+def remembered() -> list[Tuning]:
+    """Everything that was measured on this machine, one for each shape of model and kind of weights."""
+    files = sorted(records.folder(TOPIC).glob("*.json"))
+    found = [_read(records.recall(TOPIC, file.stem), torch.get_num_threads()) for file in files]
+    return [tuning for tuning in found if tuning is not None]
+
+
 def tune(runner: PackedRunner) -> Tuning:
     """Set up a runner that has recorded nothing yet, by what is known of this machine and shape, or by measuring it now."""
     most = torch.get_num_threads()
