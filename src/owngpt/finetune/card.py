@@ -13,8 +13,6 @@ KINDS = {
     "sft": "supervised fine-tuning", "dpo": "direct preference optimisation", "ipo": "identity preference optimisation",
     "orpo": "odds ratio preference optimisation", "classify": "classification",
 }  # fmt: skip
-SECRET = ("sources", "examples")
-"""Of the data: where the owner keeps files is the owner's own business."""
 
 
 def card(name: str, base: str, plan: FinetunePlan, *, data: Mapping[str, Any], training: Mapping[str, Any], sentence: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +18,16 @@ from owngpt.errors import CheckpointError, UsageError
 from owngpt.finetune import material as materials
 from owngpt.finetune.batches import ReplaySource
 from owngpt.finetune.card import card
+from owngpt.finetune.clock import Clock, reference_seconds
 from owngpt.finetune.feed import Feed, References
 from owngpt.finetune.material import Material
 from owngpt.finetune.output import save, save_card
-from owngpt.finetune.plan import FinetunePlan, Recipe
+from owngpt.finetune.plan import FinetunePlan
 from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe, most_examples, shape_of
 from owngpt.finetune.rehearsal.replay import replay_store
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
+from owngpt.finetune.result import FinetunedModel
 from owngpt.finetune.store import ExampleStore
 from owngpt.finetune.trainee import Trainee, open_network
 from owngpt.formats.base import BaseModel
@@ -39,47 +40,10 @@ from owngpt.train.planner import compute_type
 from owngpt.train.recorder import Yardsticks
 from owngpt.train.trainer import Trainer
 
-MEASURE_SHARE = 0.08
-"""Of the budget for each of the two measurements, at most."""
-PROBE_SHARE = 0.02
-"""Of the budget, for finding out how fast this machine learns."""
-SAVE_SECONDS = 6.0
-"""Of the budget for the adapter or model, the report and its pictures."""
-MOST_FOR_REFERENCE = 0.5
-"""Of the time to train in, for asking the base about the answers to compare."""
-READING_SPEED = 2.5
-"""Reading is so many times faster than learning."""
-REPLAY_SHARE = 0.05
-"""Of the budget, for writing text of its own."""
 LEAST_REPLAYED, MOST_REPLAYED, REPLAYED_PASSES = 2_000, 20_000, 5
 """Tokens of general text; at most as many as are read in some passes over the examples."""
 WITH_REFERENCE = ("dpo", "ipo")
 BEFORE = "before.json"
-
-
-@dataclass(frozen=True)
-class FinetunedModel:
-    """What :func:`owngpt.finetune.start.finetune` made."""
-
-    output: Path
-    method: str
-    report: dict[str, Any]
-    """The content of report.json; empty after a dry run."""
-    sentence: str
-    """What changed, in one sentence."""
-    warnings: tuple[str, ...]
-    """What is off, and what to change."""
-    data: dict[str, Any]
-    """What the examples are: ``sentence``, counts, what was refused."""
-    plan: dict[str, Any]
-    training: dict[str, Any] = field(default_factory=dict)
-    """Steps, tokens, epochs, seconds and losses of the run itself."""
-    seconds: float = 0.0
-    """Wall-clock time of everything."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {**asdict(self), "output": str(self.output)}
 
 
 class Job:
@@ -90,7 +54,8 @@ class Job:
         record: RunRecord | None = None,
     ) -> None:  # fmt: skip
         """:param record: of the interrupted run that this one goes on with."""
-        self.folder, self.model, self.sources, self.settings, self.began = folder, model, sources, settings, began
+        self.folder, self.model, self.sources, self.settings = folder, model, sources, settings
+        self.clock = Clock(began, budget_seconds(settings))
         self.run_folder = folder / RUN
         self.record = record
         self.display: Display = make_display(quiet=quiet)
@@ -100,21 +65,12 @@ class Job:
         self.is_named = True
         """Whether the person chose the folder."""
 
-    @property
-    def budget(self) -> float | None:
-        """Seconds for everything, None when steps or passes decide."""
-        return budget_seconds(self.settings)
-
-    def remaining(self) -> float | None:
-        """Seconds of the budget that are left."""
-        return None if self.budget is None else self.budget - (time.monotonic() - self.began)
-
     def plan_only(self) -> FinetunedModel:
         """Everything up to the plan; what that takes on disk is elsewhere and removed."""
         with tempfile.TemporaryDirectory(prefix="owngpt-dry-run-") as scratch:
             material = self._prepare(Path(scratch))
             network = self._network(material)
-            plan, _ = self._new_plan(material, network, self._measure_seconds() or 0.0)
+            plan, _ = self._new_plan(material, network, self.clock.measuring or 0.0)
             return self._result(plan, material.facts)
 
     def run(self) -> FinetunedModel:
@@ -143,7 +99,7 @@ class Job:
         with timed("reading examples", self.display.say):
             return materials.prepare(
                 self.sources, self.settings, self.base.tokenizer(), folder, context_length=limit, say=self.display.say,
-                most=most_examples(self.base.config, self.budget),
+                most=most_examples(self.base.config, self.clock.budget),
             )  # fmt: skip
 
     def _network(self, material: Material) -> GPT:
@@ -173,13 +129,13 @@ class Job:
         recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.classes)
         trainee = Trainee.of(network, self.base, recipe)
         speed, seconds = math.nan, None
-        if self.budget is not None:
+        if self.clock.budget is not None:
             batches = feed.first(shape_of(self.settings, config, recipe.method, facts, math.inf))
-            speed = trainee.tokens_per_second(batches, PROBE_SHARE * self.budget)
-            seconds = self._training_seconds(measured)
+            speed = trainee.tokens_per_second(batches, self.clock.probing)
+            seconds = self.clock.learning(measured)
             if recipe.method in WITH_REFERENCE:
-                seconds -= self._reference_seconds(recipe, facts, speed, seconds)
-            self._check_time(seconds)
+                seconds -= reference_seconds(recipe, facts, speed, seconds)
+            self.clock.check(seconds)
         plan = make_plan(
             self.settings, config, recipe, facts, trained_parameters=trainee.size, seconds=seconds, tokens_per_second=speed,
             steps_per_epoch=feed.steps_per_epoch,
@@ -187,37 +143,6 @@ class Job:
         for line in ("plan:", *(f"  {reason}" for reason in plan.reasons)):
             self.display.say(line)
         return plan, trainee
-
-    def _check_time(self, seconds: float) -> None:
-        assert self.budget is not None
-        if seconds < 1.0:
-            needed = (self.budget - seconds + 10) / 60
-            raise UsageError(
-                f"after reading and measuring {max(seconds, 0):.0f} s of {self.budget:.0f} are left to train in; "
-                f"give at least --minutes {needed:.1f}"
-            )
-
-    def _reference_seconds(self, recipe: Recipe, facts: Facts, speed: float, seconds: float) -> float:
-        """What asking the base about all answers takes, before anything is trained."""
-        needed = facts.tokens / speed / READING_SPEED
-        if needed <= MOST_FOR_REFERENCE * seconds:
-            return needed
-        if recipe.lora is not None:
-            return 0.0  # it is asked about those that are trained on, with the adapter switched off
-        raise UsageError(
-            f"--full compares with what the model thought before, which takes {needed / 60:.1f} minutes to find out for "
-            f"{facts.examples:,} pairs, too much of the time; use --lora or --method orpo, which need not, or more --minutes"
-        )
-
-    def _training_seconds(self, measured: float) -> float:
-        """What is left to train in when all that follows has its share."""
-        remaining = self.remaining()
-        assert remaining is not None
-        return remaining - self._reserve(measured)
-
-    def _reserve(self, measured: float) -> float:
-        """Seconds for measuring again, the report and saving."""
-        return SAVE_SECONDS + 1.15 * measured
 
     def _replay(self, material: Material, network: GPT) -> ReplaySource | None:
         """General text against forgetting, made by the model before it learns, or read."""
@@ -229,15 +154,12 @@ class Job:
         tokens = int(min(MOST_REPLAYED, max(LEAST_REPLAYED, settings.replay * REPLAYED_PASSES * material.train.stats.tokens)))
         store = replay_store(
             folder, network=network, tokenizer=self.base.tokenizer(), source=settings.replay_from, tokens=tokens,
-            context_length=material.train.stats.longest, seconds=None if self.budget is None else REPLAY_SHARE * self.budget,
+            context_length=material.train.stats.longest, seconds=self.clock.replaying,
             seed=settings.seed, say=self.display.say,
         )  # fmt: skip
         return ReplaySource(store, settings.replay)
 
     # --- measuring and training ---
-
-    def _measure_seconds(self) -> float | None:
-        return None if self.budget is None else MEASURE_SHARE * self.budget
 
     def _measure(self, material: Material, network: GPT, seconds: float | None) -> Measurement:
         return measure(
@@ -251,7 +173,7 @@ class Job:
         if self.record and kept.exists():
             return Measurement.read(kept)
         with timed("measuring what the model does before", self.display.say):
-            before = self._measure(material, network, self._measure_seconds())
+            before = self._measure(material, network, self.clock.measuring)
         before.write(kept)
         return before
 
@@ -266,7 +188,7 @@ class Job:
         course, is_new = plan.course, not (self.run_folder / CHECKPOINTS).exists()
         if course.budget_seconds is not None and is_new:
             # Measured again: what the plan and the reference took must not come on top.
-            course = replace(course, budget_seconds=max(1.0, self._training_seconds(measured)))
+            course = replace(course, budget_seconds=max(1.0, self.clock.learning(measured)))
         identity = {
             "examples": material.train.fingerprint, "held-out examples": material.held_out.fingerprint, "model": model,
             "tokenizer": material.tokenizer.fingerprint, "plan": self.record.plan_hash(),
@@ -299,36 +221,35 @@ class Job:
                 labels=material.classes,
             )  # fmt: skip
         with timed("measuring what the model does now", say):
-            after = self._measure(material, trainee.serving(), self._seconds_for_after(before))
+            after = self._measure(material, trainee.serving(), self.clock.measuring_again(before.seconds))
         with timed("writing the report", say):
             report = write_report(
                 self.folder, before=before, after=after, curve=self.run_folder / "metrics.jsonl", data=material.facts,
                 plan=_told(plan), method=plan.recipe.method,
             )  # fmt: skip
             text = card(
-                self.folder.resolve().name, self._named_base(), plan, data=material.facts, training=training,
+                self.folder.resolve().name, self._shown_base(), plan, data=material.facts, training=training,
                 sentence=report.sentence(),
             )  # fmt: skip
             save_card(self.folder, text)
         return self._result(plan, material.facts, training, report)
 
-    def _seconds_for_after(self, before: Measurement) -> float | None:
-        """As long as before, or what is left when the run came late to its end."""
-        remaining = self.remaining()
-        return None if remaining is None else max(0.5, min(1.15 * before.seconds, remaining - SAVE_SECONDS / 2))
-
     def _named_base(self) -> str:
         """The base for whoever opens the adapter: an absolute path, or the name under which it was pulled."""
         return str(self.base.path) if Path(self.model).exists() else self.model
 
+    def _shown_base(self) -> str:
+        """The base for whoever reads the card: where the owner keeps it is the owner's own business."""
+        return self.base.path.name if Path(self.model).exists() else self.model
+
     def _result(
         self, plan: FinetunePlan, data: dict[str, Any], training: dict[str, Any] | None = None, report: Report | None = None
     ) -> FinetunedModel:
-        return FinetunedModel(
-            self.folder, plan.recipe.method, report.values if report else {}, report.sentence() if report else "",
-            tuple(map(str, report.concerns)) if report else (), data, plan.to_dict(), training or {},
-            time.monotonic() - self.began,
-        )  # fmt: skip
+        found: dict[str, Any] = {} if report is None else {
+            "sentence": report.sentence(), "warnings": tuple(map(str, report.concerns)), "report": report.values,
+        }  # fmt: skip
+        method, seconds = plan.recipe.method, self.clock.elapsed
+        return FinetunedModel(self.folder, method, data, plan.to_dict(), training=training or {}, seconds=seconds, **found)
 
 
 def _fingerprint(replay: ReplaySource | None) -> str:

@@ -12,7 +12,8 @@ from typing import Any
 from owngpt.config.finetuning import FinetuneConfig, as_options
 from owngpt.config.run_record import RUN_FILE, RunRecord
 from owngpt.errors import UsageError
-from owngpt.finetune.job import FinetunedModel, Job, plan_of
+from owngpt.finetune.job import Job, plan_of
+from owngpt.finetune.result import FinetunedModel
 from owngpt.train.checkpoint import step_of
 from owngpt.train.output import RUN, check_output, default_output, folder_of_checkpoint
 

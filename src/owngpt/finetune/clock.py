@@ -1,0 +1,95 @@
+"""The time of a run, dealt out: so much to measure, so much to learn, so much to save, and all of it within what was named."""
+
+from __future__ import annotations
+
+import time
+
+from owngpt.errors import UsageError
+from owngpt.finetune.plan import Recipe
+from owngpt.finetune.planner import Facts
+
+MEASURE_SHARE = 0.08
+"""Of the budget for each of the two measurements, at most."""
+PROBE_SHARE = 0.02
+"""Of the budget, for finding out how fast this machine learns."""
+REPLAY_SHARE = 0.05
+"""Of the budget, for writing text to be reminded by."""
+SAVE_SECONDS = 6.0
+"""For the adapter or model, the report and its pictures."""
+LATER = 1.15
+"""Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer."""
+MOST_FOR_REFERENCE = 0.5
+"""Of the time to learn in, for asking the base about the answers to compare."""
+READING_SPEED = 2.5
+"""Reading is so many times faster than learning."""
+
+
+class Clock:
+    """Seconds since the person asked, against those that were named; None where steps or passes decide."""
+
+    def __init__(self, began: float, budget: float | None) -> None:
+        """:param began: ``time.monotonic()``."""
+        self.began, self.budget = began, budget
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return time.monotonic() - self.began
+
+    @property
+    def measuring(self) -> float | None:
+        """Seconds for one measurement."""
+        return None if self.budget is None else MEASURE_SHARE * self.budget
+
+    @property
+    def probing(self) -> float:
+        """Seconds for finding out how fast this machine learns."""
+        return PROBE_SHARE * (self.budget or 0.0)
+
+    @property
+    def replaying(self) -> float | None:
+        """Seconds for writing general text."""
+        return None if self.budget is None else REPLAY_SHARE * self.budget
+
+    def learning(self, measured: float) -> float:
+        """Seconds that are left to learn in when all that follows has its share.
+
+        :param measured: that the first measurement took.
+        """
+        assert self.budget is not None
+        return self.budget - self.elapsed - SAVE_SECONDS - LATER * measured
+
+    def measuring_again(self, measured: float) -> float | None:
+        """Seconds for the last measurement: as long as the first, or what is left when the run came late to its end."""
+        if self.budget is None:
+            return None
+        return max(0.5, min(LATER * measured, self.budget - self.elapsed - SAVE_SECONDS / 2))
+
+    def check(self, learning: float) -> None:
+        """
+        :raises UsageError: there is no time to learn in; the message has a time that is enough.
+        """
+        assert self.budget is not None
+        if learning < 1.0:
+            raise UsageError(
+                f"after reading and measuring {max(learning, 0):.0f} s of {self.budget:.0f} are left to train in; "
+                f"give at least --minutes {(self.budget - learning + 10) / 60:.1f}"
+            )
+
+
+def reference_seconds(recipe: Recipe, facts: Facts, speed: float, learning: float) -> float:
+    """What asking the base about all answers takes, before anything is trained.
+
+    :param speed: tokens a second while it learns.
+    :param learning: seconds that there are.
+    :raises UsageError: that is too much, and without an adapter it cannot be asked later.
+    """
+    needed = facts.tokens / speed / READING_SPEED
+    if needed <= MOST_FOR_REFERENCE * learning:
+        return needed
+    if recipe.lora is not None:
+        return 0.0  # it is asked about those that are trained on, with the adapter switched off
+    raise UsageError(
+        f"--full compares with what the model thought before, which takes {needed / 60:.1f} minutes to find out for "
+        f"{facts.examples:,} pairs, too much of the time; use --lora or --method orpo, which need not, or more --minutes"
+    )
