@@ -108,7 +108,7 @@ class Renderer:
     def encode(self, example: Example) -> list[Encoded]:
         """The sequences of one example.
 
-        A chat is one sequence; where its template shows earlier turns otherwise than they were said (thoughts taken out,
+        A chat is one sequence (of which nothing is learned where no turn is the assistant's); where its template shows earlier turns otherwise than they were said (thoughts taken out,
         say), one for every form, so that each answer is learned behind what serving shows before it. A preference is two,
         chosen and rejected, with the same prompt.
 
@@ -157,7 +157,15 @@ class Renderer:
         messages = self._with_system(example.messages)
         added = len(messages) - len(example.messages)
         spans = self._turns(messages, [place + added for place in _answers(example.messages)], example.tools, example.origin)
-        self.separate_turns += max(len(spans) - 1, 0)
+        if not spans:  # the store counts it as one in which nothing is learned
+            ids = encode_chat(self.tokenizer, messages, **self._options(example.tools)).token_ids
+            spans = [Span(ids, [False] * len(ids))]
+        if len(spans) > 1:
+            self.separate_turns += len(spans) - 1
+            self.note(
+                "the chat template shows earlier turns otherwise than they were said, so answers are learned in sequences of "
+                "their own, each behind what serving shows before it"
+            )
         return [make_encoded(span, example.origin) for span in spans]
 
     def _completion(self, prompt: str, completion: str, origin: Origin) -> Encoded:
