@@ -56,6 +56,6 @@ def _added_ids(tokenizer: Tokenizer) -> frozenset[int]:
     return frozenset(tokenizer.backend.get_added_tokens_decoder())
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=64)
 def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     return tuple(tokenizer.backend.encode(text, add_special_tokens=False).ids)

@@ -108,9 +108,9 @@ class Renderer:
     def encode(self, example: Example) -> list[Encoded]:
         """The sequences of one example.
 
-        A chat is one sequence (of which nothing is learned where no turn is the assistant's); where its template shows earlier turns otherwise than they were said (thoughts taken out,
-        say), one for every form, so that each answer is learned behind what serving shows before it. A preference is two,
-        chosen and rejected, with the same prompt.
+        A chat is one sequence (of which nothing is learned where no turn is the assistant's); where its template shows earlier
+        turns otherwise than they were said (thoughts taken out, say), one for every form, so that each answer is learned
+        behind what serving shows before it. A preference is two, chosen and rejected, with the same prompt.
 
         :raises DataError: it cannot be rendered; the message names its file and line.
         """
