@@ -11,6 +11,7 @@ import torch
 
 from owngpt.engine import quality
 from owngpt.engine.engine import Engine
+from owngpt.engine.graph_runner import GraphRunner
 from owngpt.engine.packing import Packer, pack_model, packed_bytes, recordable
 from owngpt.engine.paged import BLOCK, PagedMemory
 from owngpt.engine.runner import PackedRunner
@@ -241,7 +242,8 @@ def _torch_engine(
         "torch", str(weight.dtype).removeprefix("torch."), hindrance, size, blocks * per_block, (blocks - 1) * BLOCK,
         torch.get_num_threads(),
     )  # fmt: skip
-    return PreparedEngine(TorchRunner(model, blocks), tokenizer, setup, most_rows)
+    runner = GraphRunner(model, blocks) if weight.device.type == "cuda" else TorchRunner(model, blocks)
+    return PreparedEngine(runner, tokenizer, setup, most_rows)
 
 
 def _blocks(config: GPTConfig, per_block: int, memory: int | None, most_rows: int) -> int:
