@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.ipc
 import pytest
 
 from owngpt.errors import DataError, UsageError
@@ -125,6 +127,33 @@ def test_a_folder_reads_its_rows_and_leaves_other_files_alone(tmp_path: Path) ->
     with pytest.raises(DataError, match="texts holds no rows to learn from; .*or name plain texts one by one"):
         open_examples([tmp_path / "texts"])
     assert open_examples([tmp_path / "texts" / "a.txt"]).sentence() == "1 text"
+
+
+def test_files_for_testing_are_left_out_of_a_folder_and_that_is_said(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    write(tmp_path / "train-00000-of-00001.jsonl", chats(5))
+    write(tmp_path / "data" / "test.jsonl", chats(3))
+    write(tmp_path / "latest.jsonl", chats(2))  # no word of its own
+    examples = open_examples([tmp_path])
+    assert len(examples) == 7
+    assert examples.lines()[-1].endswith(": data/test.jsonl, for testing by its name; name a file itself to learn from it")
+    assert len(open_examples([tmp_path, tmp_path / "data" / "test.jsonl"])) == 10
+    assert len(open_examples([tmp_path / "data"])) == 3
+
+
+def test_what_the_library_datasets_saves_is_read(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": [f"p{n}" for n in range(300)], "completion": ["c"] * 300, "image": [b"x"] * 300})
+    for folder, opener in (("stream", pyarrow.ipc.new_stream), ("file", pyarrow.ipc.new_file)):
+        (tmp_path / folder).mkdir()
+        with opener(str(tmp_path / folder / "data-00000-of-00001.arrow"), table.schema) as writer:
+            writer.write_table(table)
+        (tmp_path / folder / "state.json").write_text('{"_split": "train"}')
+        (tmp_path / folder / "dataset_info.json").write_text('{"features": {}, "citation": ""}')
+        examples = open_examples([tmp_path / folder])
+        assert examples.sentence() == "300 completions" and [one.origin.line for one in examples][-1] == 300
+    (tmp_path / "bad.arrow").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="bad.arrow, row 1: not valid arrow"):
+        open_examples([tmp_path / "bad.arrow"])
 
 
 def test_kinds_mix_where_one_method_learns_them(tmp_path: Path) -> None:

@@ -111,10 +111,11 @@ def open_examples(
     if wanted is not None:
         one_of("kind", wanted, KINDS)
     chosen = layout_named(layout) if layout is not None else None
-    given = parts_of([os.fspath(source) for source in sources], chosen, columns_from(columns), say=say)
+    summary = Summary()
+    given = parts_of([os.fspath(source) for source in sources], chosen, columns_from(columns), summary.notes, say=say)
     parts = [part.found_out(wanted) for part in given]
     _check_kinds(parts, wanted)
-    return _first_pass(parts, skip_bad)
+    return _first_pass(parts, summary, skip_bad)
 
 
 def _check_kinds(parts: Sequence[Part], wanted: Kind | None) -> None:
@@ -135,9 +136,9 @@ def _check_kinds(parts: Sequence[Part], wanted: Kind | None) -> None:
         )
 
 
-def _first_pass(parts: Sequence[Part], skip_bad: bool) -> ExampleSet:
+def _first_pass(parts: Sequence[Part], summary: Summary, skip_bad: bool) -> ExampleSet:
     """Look at every row: count, compare, and keep eight bytes for its content and eight for its prompt."""
-    summary, log = Summary(), ReadLog()
+    log = ReadLog()
     contents, prompts, labels = array("Q"), array("Q"), array("l")
     seen: dict[str, tuple[int, Labelled]] = {}
     for part in parts:

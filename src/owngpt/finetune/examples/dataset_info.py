@@ -12,9 +12,10 @@ from typing import Any
 
 from owngpt.errors import DataError, UsageError
 from owngpt.finetune.examples.columns import Columns
+from owngpt.finetune.examples.folders import files_of
 from owngpt.finetune.examples.layouts import LAYOUTS, Layout
 from owngpt.finetune.examples.messages import USUAL_TAGS, Tags
-from owngpt.finetune.examples.part import Part, files_of
+from owngpt.finetune.examples.part import Part
 
 FILE = "dataset_info.json"
 _MOST_BYTES = 16 * 2**20
@@ -44,12 +45,14 @@ _NOT_TEXT = ("images", "videos", "audios")
 
 def description_of(source: Path) -> Path | None:
     """The description that `source`, a folder or a file, is or holds."""
-    if source.is_dir():
-        return source / FILE if (source / FILE).is_file() else None
-    return source if source.name == FILE and source.is_file() else None
+    description = source / FILE if source.is_dir() else source
+    if description.name != FILE or not description.is_file():
+        return None
+    # the library `datasets` writes a file of the same name that describes the columns of .arrow files
+    return None if any(description.parent.glob("*.arrow")) else description
 
 
-def described_parts(description: Path, name: str | None) -> list[Part]:
+def described_parts(description: Path, name: str | None, notes: list[str]) -> list[Part]:
     """The files of the set `name`; without a name, of the only one there is.
 
     Raises:
@@ -74,7 +77,7 @@ def described_parts(description: Path, name: str | None) -> list[Part]:
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
         raise DataError(f"num_samples of {where} is {limit!r}; give a whole number from 1, or leave it out")
     path = description.parent / str(entry["file_name"])
-    return [Part(file, layout, columns, _tags(entry, where), limit) for file in files_of(path)]
+    return [Part(file, layout, columns, _tags(entry, where), limit) for file in files_of(path, notes)]
 
 
 def _read(description: Path) -> dict[str, Any]:

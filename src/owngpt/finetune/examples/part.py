@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
 
-from owngpt.data.sources import ReadLog, SourceFile, list_files
-from owngpt.errors import DataError
+from owngpt.data.sources import ReadLog, SourceFile
 from owngpt.finetune.examples.columns import Columns
 from owngpt.finetune.examples.detect import PROBED_ROWS, Detected, check_layout, detect, fitting
 from owngpt.finetune.examples.example import Example, Kind, Origin
 from owngpt.finetune.examples.fault import BrokenFile, Fault
 from owngpt.finetune.examples.layouts import Layout
 from owngpt.finetune.examples.messages import USUAL_TAGS, Tags
-from owngpt.finetune.examples.rows import Row, holds_rows, place_word, read_rows
+from owngpt.finetune.examples.rows import Row, place_word, read_rows
 
 
 @dataclass(frozen=True)
@@ -89,18 +87,3 @@ class Part:
                 raise Fault(f"a {other[0]} row in a file of {self.layout.name} rows{there}", "give each layout a file of its own")
             raise Fault(f"no {missing}", f"give the {missing} in every row")
         return self.layout.read(fields, origin, self.tags)
-
-
-def files_of(path: Path) -> list[SourceFile]:
-    """The files with rows that `path` is or holds; a plain text only where it is named itself.
-
-    Raises:
-        DataError: there is none.
-    """
-    log = ReadLog()
-    files = list_files([path], log)
-    if path.is_dir() and not (files := [file for file in files if holds_rows(file)]):
-        raise DataError(
-            f"{path} holds no rows to learn from; put .jsonl, .json, .csv or .parquet into it, or name plain texts one by one"
-        )
-    return files

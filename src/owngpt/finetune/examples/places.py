@@ -11,12 +11,18 @@ from owngpt.errors import DataError, UsageError
 from owngpt.finetune.examples import named
 from owngpt.finetune.examples.columns import Columns
 from owngpt.finetune.examples.dataset_info import described_parts, description_of
+from owngpt.finetune.examples.folders import files_of
 from owngpt.finetune.examples.layouts import Layout
-from owngpt.finetune.examples.part import Part, files_of
+from owngpt.finetune.examples.part import Part
 
 
-def parts_of(sources: Sequence[str], layout: Layout | None, columns: Columns, *, say: named.Say | None = None) -> list[Part]:
+def parts_of(
+    sources: Sequence[str], layout: Layout | None, columns: Columns, notes: list[str], *, say: named.Say | None = None
+) -> list[Part]:
     """The files of all sources, each once, in order; a layout and columns that a person names go before a description's.
+
+    Args:
+        notes: gains what a person should know about the choice of files.
 
     Raises:
         UsageError: nothing was named, or a description has several sets.
@@ -26,7 +32,7 @@ def parts_of(sources: Sequence[str], layout: Layout | None, columns: Columns, *,
         raise UsageError("no data was given; name a file, a folder or a named set of examples")
     found: dict[str, Part] = {}
     for source in sources:
-        for part in _parts(source, say):
+        for part in _parts(source, notes, say):
             if layout is not None:
                 part = replace(part, layout=layout, columns=replace(part.columns, only=False))
             if columns.named:
@@ -35,14 +41,14 @@ def parts_of(sources: Sequence[str], layout: Layout | None, columns: Columns, *,
     return list(found.values())
 
 
-def _parts(source: str, say: named.Say | None) -> list[Part]:
+def _parts(source: str, notes: list[str], say: named.Say | None) -> list[Part]:
     path = Path(source)
     if path.exists() or path.is_symlink():
         description = description_of(path)
-        return described_parts(description, None) if description else [Part(file) for file in files_of(path)]
+        return described_parts(description, None, notes) if description else [Part(file) for file in files_of(path, notes)]
     if source in named.SETS:
-        return [Part(file) for fetched in named.fetch(source, say=say) for file in files_of(fetched)]
+        return [Part(file) for fetched in named.fetch(source, say=say) for file in files_of(fetched, notes)]
     before, colon, name = source.rpartition(":")
     if colon and (description := description_of(Path(before))) is not None:
-        return described_parts(description, name)
+        return described_parts(description, name, notes)
     raise DataError(named.unknown(source))

@@ -1,4 +1,4 @@
-"""Rows of a person's files, one after another in bounded memory: jsonl, json, csv, parquet, and plain text as one row.
+"""Rows of a person's files, one after another in bounded memory: jsonl, json, csv, parquet, arrow, and a plain text as one row.
 
 A row that cannot be read is handed on as such, with its place, and the rest goes on. However long a file is, no more
 than one block of it and one row are held.
@@ -38,7 +38,7 @@ class Row:
 
 def holds_rows(file: SourceFile) -> bool:
     """Whether `file` is of a format whose rows are examples (a plain text is not)."""
-    return file.kind in _ROW_FORMATS
+    return file.kind in _ROW_FORMATS or _is_arrow(file)
 
 
 def place_word(name: str) -> str:
@@ -77,12 +77,12 @@ def _check_unchanged(file: SourceFile) -> None:
 
 
 def _rows(file: SourceFile, log: ReadLog) -> Iterator[Row]:
-    if file.kind == "text":
+    if file.kind == "text" and not _is_arrow(file):
         yield from _whole_texts(file, log)
         return
     with open(file.path, "rb", buffering=2**18) as raw:
-        if file.kind == "parquet":
-            yield from _parquet(raw)
+        if file.kind in ("parquet", "text"):
+            yield from _table(raw, "parquet" if file.kind == "parquet" else "arrow")
             return
         zipped = file.path.suffix.lower() == ".gz"
         stream = cast("io.BufferedReader", gzip.GzipFile(fileobj=raw) if zipped else raw)
@@ -164,23 +164,46 @@ def _with_ends(blocks: Iterator[str]) -> Iterator[str]:
         yield line + "\n"
 
 
-def _parquet(file: BinaryIO) -> Iterator[Row]:
+def _is_arrow(file: SourceFile) -> bool:
+    return file.path.suffix.lower() == ".arrow"
+
+
+def _table(file: BinaryIO, kind: str) -> Iterator[Row]:
     """Rows a batch at a time, without columns of raw bytes."""
     import pyarrow
-    import pyarrow.parquet
-    import pyarrow.types
 
     try:
-        table = pyarrow.parquet.ParquetFile(file)
-        kept = [field.name for field in table.schema_arrow if not _is_bytes(field.type)]
         number = 0
-        for batch in table.iter_batches(batch_size=_BATCH_ROWS, columns=kept):
+        for batch in _batches(file, kind):
             for values in batch.to_pylist():
                 number += 1
                 yield Row(number, values)
     except (pyarrow.ArrowException, OverflowError, ValueError) as error:
         reason = str(error).splitlines()[0][:100] if str(error) else type(error).__name__
-        raise BrokenFile(f"not valid parquet ({reason})", "write the file again") from None
+        raise BrokenFile(f"not valid {kind} ({reason})", "write the file again") from None
+
+
+def _batches(file: BinaryIO, kind: str) -> Iterator[Any]:
+    """Batches of a parquet file, or of an Arrow stream or file, which is how the library `datasets` saves a set."""
+    import pyarrow
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    if kind == "parquet":
+        table = pyarrow.parquet.ParquetFile(file)
+        kept = [field.name for field in table.schema_arrow if not _is_bytes(field.type)]
+        yield from table.iter_batches(batch_size=_BATCH_ROWS, columns=kept)
+        return
+    if file.read(6) == b"ARROW1":
+        opened = pyarrow.ipc.open_file(file)
+        batches = (opened.get_batch(index) for index in range(opened.num_record_batches))
+    else:
+        file.seek(0)
+        batches = iter(pyarrow.ipc.open_stream(file))
+    for batch in batches:
+        kept = [field.name for field in batch.schema if not _is_bytes(field.type)]
+        for start in range(0, batch.num_rows, _BATCH_ROWS):
+            yield batch.select(kept).slice(start, _BATCH_ROWS)
 
 
 def _is_bytes(kind: Any) -> bool:
