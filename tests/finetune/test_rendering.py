@@ -10,9 +10,11 @@ import pytest
 import tokenizers
 from tests.text import chat_tokenizers
 from tokenizers import decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 
 from owngpt.api import Model
 from owngpt.errors import DataError, ModelFolderError
+from owngpt.finetune import turn
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.encoded_text import EncodedText
 from owngpt.finetune.examples.example import Chat, Completion, Labelled, Origin, PlainText, Preference
@@ -264,6 +266,14 @@ def test_variables_of_the_template_are_those_of_serving(loaded: Callable[[str], 
     assert renderer.prompt_ids(example) == expected
 
 
+def test_a_conversation_in_endless_forms_is_refused(loaded: Callable[[str], Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn, "MOST_TOKENS", 400)
+    renderer = Renderer(with_template(loaded("byte_level"), "qwen3"))
+    assert len(renderer.encode(Chat(PLAIN, ORIGIN))) == 2
+    with pytest.raises(DataError, match="chats.jsonl:12: a conversation of 20 answers takes more than 400 tokens"):
+        renderer.encode(Chat(PLAIN * 10, ORIGIN))
+
+
 @pytest.mark.parametrize(("thought", "written"), [({}, ""), ({"reasoning_content": "hm"}, "hm")])
 def test_an_answer_behind_an_opened_thought_closes_it(
     thought: dict[str, str], written: str, loaded: Callable[[str], Tokenizer]
@@ -410,6 +420,17 @@ def test_a_base_without_tokens_for_turns_gets_headings(tmp_path: Path) -> None:
     renderer.tokenizer.save(tmp_path / "tuned")
     served_later = Tokenizer.load(tmp_path / "tuned")
     assert served(served_later).encode_chat(PLAIN[:3]).token_ids == renderer.prompt_ids(example)
+
+
+def test_a_chosen_template_begins_as_the_base_begins_every_text(tmp_path: Path) -> None:
+    backend = bytes_only()
+    backend.add_special_tokens(["<s>", "</s>"])
+    first = backend.token_to_id("<s>")
+    backend.post_processor = TemplateProcessing("<s> $A", special_tokens=[("<s>", first)])
+    renderer = Renderer(Tokenizer.load(chat_tokenizers.save(backend, tmp_path / "old")))
+    (encoded,) = renderer.encode(Chat(PLAIN, ORIGIN))
+    assert encoded.token_ids.tolist().count(first) == 1 and encoded.token_ids[0] == first
+    assert renderer.prompt_ids(Chat(PLAIN, ORIGIN))[0] == first
 
 
 def test_a_base_that_cannot_end_a_text_learns_no_chat(tmp_path: Path) -> None:

@@ -28,7 +28,8 @@ def choose_template(tokenizer: Tokenizer) -> tuple[str, str]:
     :raises ModelFolderError: the vocabulary has no token that could end an answer.
     """
     if {TURN_START, TURN_END} <= tokenizer.special_ids.keys():
-        return CHATML, f"the base has no chat template; ChatML was chosen, whose tokens {TURN_START} and {TURN_END} it knows"
+        note = f"the base has no chat template; ChatML was chosen, whose tokens {TURN_START} and {TURN_END} it knows"
+        return _begun(tokenizer, CHATML), note
     try:
         end = tokenizer.token(tokenizer.end_of_text_id)
     except ModelFolderError as error:
@@ -37,4 +38,13 @@ def choose_template(tokenizer: Tokenizer) -> tuple[str, str]:
             "fine-tune a base with an end-of-text token, or give rows of plain text"
         ) from error
     source = _HEADINGS.replace("END", json.dumps(end, ensure_ascii=False))
-    return source, f"the base has no chat template and no tokens for turns; headings (### User:) that end with {end} were chosen"
+    note = f"the base has no chat template and no tokens for turns; headings (### User:) that end with {end} were chosen"
+    return _begun(tokenizer, source), note
+
+
+def _begun(tokenizer: Tokenizer, source: str) -> str:
+    """The template behind the token that the base's maker begins every text with, if any: Gemma is lost without it."""
+    begin = tokenizer.begin_of_text_id
+    if begin is None or tokenizer.encode_prompt("a")[:1] != [begin]:
+        return source
+    return f"{{{{ {json.dumps(tokenizer.token(begin), ensure_ascii=False)} }}}}{source}"
