@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from owngpt.errors import UsageError
@@ -21,6 +21,8 @@ _LONGEST_LEAD = 64
 """Characters that a template may write before every answer, such as a blank or an empty thought."""
 _LEAST_MATCH, _LONGEST_MATCH = 4, 256
 """Characters by which the end of a prompt is known again."""
+MOST_TOKENS = 1 << 22
+"""Of a conversation's answers, each with everything before it."""
 _SHOWN = 40
 """Characters of a text that a message quotes."""
 
@@ -53,9 +55,8 @@ class TurnEncoder:
         """
         if not places:
             return []
-        layouts = [self._layouts(place) for place in places]
-        together = self._together(layouts)
-        return [together] if together is not None else join_turns(map(self._alone, places, layouts))
+        together = self._together(places)
+        return [together] if together is not None else join_turns(self._apart(places))
 
     def _layouts(self, place: int) -> tuple[ChatLayout, ChatLayout]:
         """What serving reads before the turn ``messages[place]``, and that with the turn."""
@@ -64,16 +65,17 @@ class TurnEncoder:
 
     # --- all at once ---
 
-    def _together(self, layouts: Sequence[tuple[ChatLayout, ChatLayout]]) -> Span | None:
+    def _together(self, places: Sequence[int]) -> Span | None:
         """All turns in the tokens of the whole conversation, encoded once; None where that is not what serving reads, or
         cannot be told."""
-        whole = layouts[-1][1]
-        tokens = None if whole.has_marks else EncodedText(self._tokenizer, whole)
-        if tokens is None:
+        whole = self._conversation.layout(places[-1] + 1)
+        if whole.has_marks:
             return None
+        tokens = EncodedText(self._tokenizer, whole)
         learned = [False] * len(tokens.ids)
         end = 0
-        for prompt, said in layouts:
+        for place in places:
+            prompt, said = self._layouts(place)
             if not said.rendered.startswith(prompt.rendered) or not whole.rendered.startswith(said.rendered):
                 return None
             start, stop = tokens.length_of(prompt.rendered), tokens.index_at(len(said.rendered))
@@ -89,8 +91,24 @@ class TurnEncoder:
 
     # --- one by one ---
 
-    def _alone(self, place: int, layouts: tuple[ChatLayout, ChatLayout]) -> Span:
-        prompt, said = layouts
+    def _apart(self, places: Sequence[int]) -> Iterator[Span]:
+        """Each turn with everything before it.
+
+        :raises UsageError: they are too long together: the template may show each in a form of its own.
+        """
+        total = 0
+        for place in places:
+            span = self._alone(place)
+            total += len(span.token_ids)
+            if total > MOST_TOKENS:
+                raise UsageError(
+                    f"a conversation of {len(places):,} answers takes more than {MOST_TOKENS:,} tokens, since the chat template "
+                    "shows it otherwise at each; cut it into shorter ones"
+                )
+            yield span
+
+    def _alone(self, place: int) -> Span:
+        prompt, said = self._layouts(place)
         before = prompt.encode().token_ids
         if said.rendered.startswith(prompt.rendered):
             answer, mask = self._behind(before, prompt, said)
