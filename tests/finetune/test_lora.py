@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,35 @@ def test_dropout_follows_the_seed_of_the_step_and_only_trains(tmp_path: Path) ->
     model.eval()
     assert torch.equal(model.logits(TOKENS), expected)
     assert lora.size == sum(parameter.numel() for parameter in lora.parameters())
+
+
+def kept_by(compute: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """A result, and how many values were kept for its backward pass."""
+    sizes: list[int] = []
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        sizes.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        return compute(), sum(sizes)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_checkpointing_changes_no_gradient_and_keeps_less(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = opened(tmp_path, dtype=dtype)
+    lora = shaken(attached(model, dropout=0.25))
+    model.train()
+    results, kept = [], []
+    for model.checkpointing in (False, True):
+        model.zero_grad()
+        model.dropout.restart(3)
+        loss, size = kept_by(lambda: model.loss(TOKENS[:, :-1], TOKENS[:, 1:], scale=1 / 38))
+        loss.backward()
+        results.append([loss.detach(), *(parameter.grad for parameter in lora.parameters())])
+        kept.append(size)
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 2
 
 
 def test_the_same_seed_starts_the_same_adapter(tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import library
+from owngpt.kernels.activation import gated
 from owngpt.kernels.frozen import freeze
 from owngpt.kernels.low_rank import Spans, frozen_linear, frozen_low_rank_linear, low_rank_linear
+from owngpt.kernels.norm import add_rms_norm
+from owngpt.kernels.remake import suspended
 
 pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no AMX tiles on this machine")
 
@@ -95,3 +98,31 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
             assert found is not None
             assert expected is not None
             assert torch.equal(found, expected)
+
+
+def test_inputs_that_can_be_made_again_are_not_kept_and_gradients_stay_the_same() -> None:
+    """A norm's and a gate's results: bit for bit what they were."""
+    weight, spans = freeze(_values(64, 64, seed=1).bfloat16()), ((0, 64),)
+    down, up = _values(8, 64, seed=2).requires_grad_(), _values(64, 8, seed=3).requires_grad_()
+    x = _values(3, 50, 64, seed=4).bfloat16().requires_grad_()
+
+    def gradients() -> list[Tensor]:
+        _, normed = add_rms_norm(x, x * 2, torch.ones(64), 1e-5)
+        y = frozen_low_rank_linear(normed, weight, None, down, up, spans, 0.5)
+        made = gated(torch.cat((y, normed), dim=-1), "swiglu")
+        return list(
+            torch.autograd.grad(frozen_low_rank_linear(made, weight, None, down, up, spans, 0.5).float().sum(), (x, down, up))
+        )
+
+    kept: list[set[int]] = [set(), set()]
+
+    def keep(tensor: Tensor, into: set[int]) -> Tensor:
+        into.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: keep(each, kept[0]), lambda each: each):
+        found = gradients()
+    with suspended(), torch.autograd.graph.saved_tensors_hooks(lambda each: keep(each, kept[1]), lambda each: each):
+        expected = gradients()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert len(kept[0]) < len(kept[1])

@@ -16,6 +16,7 @@ _P, _L, _I, _F, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_flo
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "add_rms_norm": (_P, _P, _P, _P, _P, _P, _L, _L, _F, _U, _F, _U, _I),
     "add_rms_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _U, _F, _U, _I),
+    "rms_norm_again": (_P, _P, _P, _P, _L, _L, _I),
     "add_layer_norm": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _F, _I),
     "add_layer_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _I),
     "column_sums": (_P, _P, _L, _L, _I),

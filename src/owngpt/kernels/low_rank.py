@@ -15,6 +15,7 @@ from torch.nn import functional
 from owngpt.kernels import library
 from owngpt.kernels.frozen import FrozenWeight
 from owngpt.kernels.linear import product, weight_gradient
+from owngpt.kernels.remake import Recipe, recipe_of
 
 Spans = tuple[tuple[int, int], ...]
 """For each update its first and last + 1 row of the output: query, key and value of one fused matrix have one each."""
@@ -53,21 +54,22 @@ def low_rank_product(x: Tensor, down: Tensor, up: Tensor, spans: Spans, scale: f
 def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     """x W^T + b over a packed weight: x (..., in) bfloat16 → (..., out)."""
     none = x.new_empty(0)
-    return _Frozen.apply(x, weight, bias, none, none, (), 0.0)  # type: ignore[no-any-return]
+    return _Frozen.apply(x, weight, bias, none, none, (), 0.0, None)  # type: ignore[no-any-return]
 
 
 def frozen_low_rank_linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
 ) -> Tensor:
     """:func:`low_rank_linear` over a packed weight, x (..., in) bfloat16; each direction is one call of a kernel."""
-    return _Frozen.apply(x, weight, bias, down, up, spans, scale)  # type: ignore[no-any-return]
+    return _Frozen.apply(x, weight, bias, down, up, spans, scale, recipe_of(x) if x.is_contiguous() else None)  # type: ignore[no-any-return]
 
 
 class _Frozen(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float,
+        recipe: Recipe | None,
+    ) -> Tensor:  # fmt: skip
         x, small_down, small_up = x.contiguous(), down.to(x.dtype), up.to(x.dtype)
         bias = None if bias is None else bias.float().contiguous()
         rows, rank = x.numel() // weight.inputs, up.shape[1] if spans else 0
@@ -76,14 +78,17 @@ class _Frozen(torch.autograd.Function):
             "low_rank", x, weight.forward, bias, small_down, small_up, _table(spans),
             len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
         )  # fmt: skip
-        ctx.save_for_backward(x if spans else None, hidden, small_down, small_up)
+        kept = (x if spans else None,) if recipe is None else recipe.sources
+        ctx.save_for_backward(hidden, small_down, small_up, *kept)
+        ctx.make = None if recipe is None else recipe.make
         ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.types = weight, spans, rank, scale, (down.dtype, up.dtype)
         return y
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        x, hidden, down, up = ctx.saved_tensors
+        hidden, down, up, *kept = ctx.saved_tensors
         weight, spans = ctx.weight, ctx.spans
+        x = kept[0] if ctx.make is None else ctx.make(*kept)
         d_y = d_y.contiguous()
         d_x = d_y.new_empty(*d_y.shape[:-1], weight.inputs) if ctx.needs_input_grad[0] else None
         d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
@@ -93,8 +98,8 @@ class _Frozen(torch.autograd.Function):
                 d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
             )  # fmt: skip
         if not spans:
-            return d_x, None, None, None, None, None, None
-        return d_x, None, None, d_down.to(ctx.types[0]), d_up.to(ctx.types[1]), None, None
+            return d_x, None, None, None, None, None, None, None
+        return d_x, None, None, d_down.to(ctx.types[0]), d_up.to(ctx.types[1]), None, None, None
 
 
 @cache

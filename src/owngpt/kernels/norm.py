@@ -60,6 +60,22 @@ def _dropout_arguments(dropout: Dropout | None) -> tuple[int, float, int]:
     return (dropout.threshold, dropout.scale, dropout.seed) if dropout else (0, 1.0, 0)
 
 
+def norm_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """(sum, weight, 1 / deviation) that :func:`add_rms_norm` made the normed ``x`` of, where its kernel did and with gradient."""
+    made = x.grad_fn
+    if getattr(made, "_forward_cls", None) is not _AddRMSNorm or x.output_nr != 1:
+        return None
+    summed, weight, rstd = made.saved_tensors  # type: ignore[union-attr]
+    return summed, weight, rstd
+
+
+def norm_again(summed: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
+    """The normed sum, (..., C), without a gradient."""
+    normed = torch.empty_like(summed)
+    library.call("rms_norm_again", summed, weight, rstd, normed, rstd.numel(), weight.numel())
+    return normed
+
+
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -17,6 +17,7 @@ from owngpt.kernels.add import add
 from owngpt.kernels.dropout import Dropout, seed_of
 from owngpt.kernels.frozen import FrozenWeight
 from owngpt.kernels.loss import linear_cross_entropy
+from owngpt.kernels.remake import suspended
 from owngpt.kernels.rotary import Rotation
 from owngpt.model.attention import Attention, AttentionContext, CausalContext, PackedContext, PaddedContext
 from owngpt.model.config import GPTConfig
@@ -117,6 +118,8 @@ class GPT(nn.Module):
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.output_head_bias else None
         self.frozen_head: FrozenWeight | None = None
         """The head's weight once more, packed, where it is not trained: the loss takes it from here."""
+        self.checkpointing = False
+        """Compute each layer twice in training, and keep less of it meanwhile."""
         self.dropout = DropoutSource(config.dropout)
         size = config.rotary_size if config.positions == "rotary" else 0
         self.rotary = RotaryTables(size, config.rotary_base, config.rotary_scaling, config.context_length)
@@ -153,10 +156,27 @@ class GPT(nn.Module):
         update = None
         for layer, block in enumerate(self.blocks):
             turn = local_rotation if self.config.window(layer) else rotation
-            x, update = block(x, update, turn, context, self.dropout)
+            x, update = self._through(block, x, update, turn, context)
         if self.final_norm is None:
             return x
         return self.final_norm(x, update, self.dropout.next(self.training) if update is not None else None)[1]  # type: ignore[no-any-return]
+
+    def _through(
+        self, block: nn.Module, x: Tensor, update: Tensor | None, rotation: Rotation, context: AttentionContext
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer, of which only the input is kept for the backward pass where :attr:`checkpointing` (arXiv 1604.06174)."""
+        if not self.checkpointing or not torch.is_grad_enabled():
+            return block(x, update, rotation, context, self.dropout)  # type: ignore[no-any-return]
+        uses = self.dropout.uses
+
+        def again() -> tuple[Tensor, Tensor | None]:
+            self.dropout.uses = uses  # the same elements are dropped
+            with suspended():
+                return block(x, update, rotation, context, self.dropout)  # type: ignore[no-any-return]
+
+        from torch.utils.checkpoint import checkpoint  # not at the top: it takes a while, and few need it
+
+        return checkpoint(again, use_reentrant=False, preserve_rng_state=bool(self.config.attention_dropout))  # type: ignore[no-any-return]
 
     def _embedded(self, token_ids: Tensor, positions: Tensor) -> Tensor:
         """(B, T) ids and their positions → (B, T, C)"""
@@ -171,7 +191,8 @@ class GPT(nn.Module):
         if tape.recording() is not None:  # positions are an address here; who records has checked them
             length, device, index = self.config.context_length, token_ids.device, positions.view(-1)
         else:
-            length, device = self._reach(positions), token_ids.device
+            known = getattr(context, "reach", None)  # of contexts whose positions lie where looking at them would wait for them
+            length, device = self._reach(positions) if known is None else known, token_ids.device
             index = positions.to(device).expand(token_ids.shape).reshape(-1).to(torch.int32).contiguous()
         with torch.inference_mode(False):  # tables made while scoring must serve a later training step
             if self.rotary.follows_length and isinstance(context, PackedContext):  # each sequence by its own length

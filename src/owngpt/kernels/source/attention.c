@@ -146,7 +146,8 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
                      int window, float scale, int threads) {
     Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
     int64_t length = padded(time), stride = apart(length);
-    int failed = 0;
+    /* A task reads keys once for several heads where there are enough tasks to deal out. */
+    int together = batch * groups >= 4 * threads ? heads / groups : 1, failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         char *memory = aligned_alloc(64, (size_t)((length + stride) * size * 2 + length * BLOCK * 6 + size * BLOCK * 6 + 4096));
@@ -157,15 +158,15 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
         bf16 *keys = (bf16 *)memory, *values_t = keys + length * size, *tiles = values_t + stride * size, *packed = tiles + length * BLOCK;
         float *scores = (float *)(packed + size * BLOCK), *columns = scores + length * BLOCK;
         tiles_begin();
-#pragma omp for schedule(dynamic) /* a task is the same on any thread */
-        for (int task = 0; task < batch * groups; task++) {
+#pragma omp for schedule(dynamic) /* the result is the same on any thread */
+        for (int task = 0; task < batch * (heads / together); task++) {
             if (!memory) continue;
-            int b = task / groups, g = task % groups;
+            int b = task / (heads / together), from = task % (heads / together) * together, g = from / (heads / groups);
             int64_t base = (int64_t)b * time;
             copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, keys);
             copy_transposed(keys, length, size, values_t, stride);
             copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, keys);
-            for (int h = g * (heads / groups); h < (g + 1) * (heads / groups); h++)
+            for (int h = from; h < from + together; h++)
                 for (int block = 0; block < time; block += BLOCK) {
                     int present = time - block < BLOCK ? time - block : BLOCK, high = block + BLOCK;
                     int32_t first[BLOCK];

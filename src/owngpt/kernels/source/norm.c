@@ -37,6 +37,18 @@ void owngpt_add_rms_norm(const bf16 *x, const bf16 *update, const float *weight,
     }
 }
 
+/* normed once more, the very bits, from what the backward pass keeps anyway. */
+void owngpt_rms_norm_again(const bf16 *summed, const float *weight, const float *rstd, bf16 *normed, int64_t rows, int64_t width, int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        const bf16 *in = summed + row * width;
+        bf16 *out = normed + row * width;
+        float scale = rstd[row];
+#pragma omp simd
+        for (int64_t i = 0; i < width; i++) out[i] = to_bf16(to_float(in[i]) * scale * weight[i]);
+    }
+}
+
 /* d_x = d_summed + rstd * (weight * d_normed - hat * mean(weight * d_normed * hat)), hat = summed * rstd.
  * d_update = d_x with the dropped elements zeroed (written only under dropout). weight_parts: threads x width, summed by the caller. */
 void owngpt_add_rms_norm_backward(const bf16 *d_summed, const bf16 *d_normed, const bf16 *summed, const float *weight,
