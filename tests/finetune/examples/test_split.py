@@ -13,6 +13,7 @@ from owngpt.errors import UsageError
 from owngpt.finetune.examples.dataset import open_examples, split_examples
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, Origin
 from owngpt.finetune.examples.keys import content_key, prompt_key
+from owngpt.finetune.examples.split import shared_prompts
 
 HERE = Origin("a", 1)
 
@@ -81,6 +82,18 @@ def test_every_label_keeps_an_example_to_learn_from(tmp_path: Path) -> None:
     rows = [{"text": f"text {n}", "label": f"label {n // 2}"} for n in range(40)]
     train, out = split(tmp_path, rows, held_out=0.5)
     assert len(out) == 20 and {example.label for example in train} == {f"label {n}" for n in range(20)}
+
+
+def test_examples_for_checking_that_ask_what_is_learned_are_counted(tmp_path: Path) -> None:
+    for name, rows in (("a", pairs(10)), ("b", [{"prompt": "Question number 3!", "completion": "else"}, *pairs(12)[10:]])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    learned, others = (open_examples([tmp_path / f"{name}.jsonl"]) for name in "ab")
+    assert shared_prompts(learned, others) == 1 and shared_prompts(others, learned) == 1
+
+
+def test_a_label_may_be_seen_once_in_what_is_only_checked(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "label": "good"}\n{"text": "y", "label": "bad"}\n')
+    assert len(open_examples([tmp_path / "a.jsonl"], only_checked=True)) == 2
 
 
 def chat(*said: str, system: str = "") -> Example:

@@ -92,6 +92,7 @@ def open_examples(
     columns: Mapping[str, str] | None = None,
     skip_bad: bool = False,
     wanted: Kind | None = None,
+    only_checked: bool = False,
     say: Say | None = None,
 ) -> ExampleSet:
     """The examples of files, folders and named sets, after every row was looked at once.
@@ -101,6 +102,7 @@ def open_examples(
         columns: a layout's field to the file's column.
         skip_bad: leave rows that cannot be used out, counted in the summary, instead of stopping.
         wanted: the only kind that the method learns from.
+        only_checked: nothing is learned from these, so that a label may be seen once.
         say: is told the licence and size of a named set before it is downloaded; None writes to standard error.
 
     Raises:
@@ -115,7 +117,7 @@ def open_examples(
     given = parts_of([os.fspath(source) for source in sources], chosen, columns_from(columns), summary.notes, say=say)
     parts = [part.found_out(wanted) for part in given]
     _check_kinds(parts, wanted)
-    return _first_pass(parts, summary, skip_bad)
+    return _first_pass(parts, summary, skip_bad, only_checked)
 
 
 def _check_kinds(parts: Sequence[Part], wanted: Kind | None) -> None:
@@ -136,7 +138,7 @@ def _check_kinds(parts: Sequence[Part], wanted: Kind | None) -> None:
         )
 
 
-def _first_pass(parts: Sequence[Part], summary: Summary, skip_bad: bool) -> ExampleSet:
+def _first_pass(parts: Sequence[Part], summary: Summary, skip_bad: bool, only_checked: bool) -> ExampleSet:
     """Look at every row: count, compare, and keep eight bytes for its content and eight for its prompt."""
     log = ReadLog()
     contents, prompts, labels = array("Q"), array("Q"), array("l")
@@ -158,7 +160,7 @@ def _first_pass(parts: Sequence[Part], summary: Summary, skip_bad: bool) -> Exam
             summary.notes.append(f"{part.file.name} is empty")
     summary.notes += _encoding_notes(log)
     keys = Keys(np.array(contents, np.uint64), np.array(prompts, np.uint64), np.array(labels, np.int64))
-    left_out = _refuse_single_labels(summary, seen)
+    left_out = frozenset() if only_checked else _refuse_single_labels(summary, seen)
     if left_out:
         keys = keys.without_labels({seen[label][0] for label in left_out})
     summary.duplicates = len(keys.contents) - len(np.unique(keys.contents))

@@ -80,6 +80,11 @@ def split_examples(examples: ExampleSet, *, held_out: float | None = None, seed:
     return Side(examples, ~chosen), Side(examples, chosen)
 
 
+def shared_prompts(learned: ExampleSet, others: ExampleSet) -> int:
+    """How many of `others` ask what is asked in `learned`, so that they tell little about what was learned."""
+    return int(np.isin(others.keys.prompts, learned.keys.prompts).sum())
+
+
 def _wanted(count: int, share: float | None) -> int:
     """How many examples are held out of `count`."""
     if share is None:
