@@ -55,8 +55,9 @@ def concerns(
     training = [record for record in records if record.get("split") == "train" and record.get("loss") is not None]
     held_out = [record for record in records if record.get("split") == "validation" and record.get("loss") is not None]
     return [
-        *_masked(facts),
+        *(_masked(facts) if before.kind != "label" else ()),
         *_diverging(records, training, facts),
+        *_unfinished(training, held_out),
         *_not_gained(comparison, facts),
         *_overfitted(training, held_out, facts),
         *_endless(comparison, after),
@@ -64,7 +65,6 @@ def concerns(
         *_forgotten(comparison, facts),
         *_one_class(comparison, facts),
         *_wrong_preference(comparison),
-        *_unfinished(training, held_out, facts),
         *_lost(facts),
         *_few(before, facts),
         *_cut_short(before, after),
@@ -209,9 +209,7 @@ def _wrong_preference(comparison: Comparison) -> Iterator[Concern]:
     )  # fmt: skip
 
 
-def _unfinished(
-    training: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]], facts: RunFacts
-) -> Iterator[Concern]:
+def _unfinished(training: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> Iterator[Concern]:
     if training and training[-1].get("step", FEW_STEPS) < FEW_STEPS:
         yield Concern(
             "very short", f"The run took only {training[-1]['step']} steps.",

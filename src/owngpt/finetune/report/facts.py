@@ -36,7 +36,8 @@ class RunFacts:
         train = data.get("train") or {}
         course = plan.get("course") or {}
         return cls(
-            train.get("examples"), train.get("tokens") or 0, train.get("learned"), train.get("labelled") or 0,
+            train.get("examples"), train.get("tokens") or 0, train.get("learned", train.get("learned_tokens")),
+            train.get("labelled") or 0,
             _count(train.get("dropped")), _count(train.get("masked")), plan.get("learning_rate") or course.get("learning_rate"),
             bool(plan.get("lora")), float(plan.get("replay") or 0.0),
         )  # fmt: skip

@@ -20,6 +20,8 @@ LONGEST_CELL = 1200
 MOST_CLASSES = 12
 """Of a confusion matrix that is written as a table."""
 
+MARKUP = "\\|`*_[]~$"
+"""Characters that would be read as Markdown within a line."""
 TOLD_ELSEWHERE = ("sentence", "reasons", "method")
 
 EXPLAINED = {
@@ -222,7 +224,8 @@ def _section(title: str, *bodies: str) -> str:
 def _cell(text: str) -> str:
     """A text of anybody's in a table: nothing in it is Markdown or HTML."""
     text = text if len(text) <= LONGEST_CELL else text[:LONGEST_CELL] + " …"
-    escaped = "".join(f"&#{ord(character)};" if character in "\\|`*_{}[]#~!$" else character for character in html.escape(text))
+    plain = html.escape(text, quote=False)
+    escaped = "".join(f"&#{ord(character)};" if character in MARKUP else character for character in plain)
     return "<br>".join(" ".join(line.split()) for line in escaped.splitlines()) or "–"
 
 

@@ -69,15 +69,16 @@ def draw_scores(comparison: Comparison, picture: Path) -> bool:
             axes.barh(place + offset, 100 * value, height=0.36, color=color)
             axes.text(100 * value + 1, place + offset, f"{100 * value:.0f} %", va="center", fontsize=9)
     axes.set_yticks(range(len(lines)), [_with_aim(line) for line in lines])
-    axes.invert_yaxis()
+    axes.set_ylim(len(lines) - 0.5, -0.5)
     axes.set_xlim(0, 110)
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("percent")
-    axes.set_title("Held-out examples, before and after")
+    axes.set_title("Held-out examples")
     axes.grid(alpha=GRID, axis="x")
     axes.set_axisbelow(True)
     handles = [_patch(BEFORE, "before"), _patch(AFTER, "after")]
-    figure.legend(handles=handles, frameon=False, loc="outside lower right", ncols=2)
+    compared = any(math.isfinite(line.before) for line in lines)
+    figure.legend(handles=handles if compared else handles[1:], frameon=False, loc="outside lower right", ncols=2)
     _save(figure, picture)
     return True
 
@@ -92,7 +93,8 @@ def draw_confusion(confusion: Confusion, picture: Path) -> bool:
     shares = confusion.counts / confusion.counts.sum(1, keepdims=True).clip(1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     names, font = _label_names(confusion.labels)
-    axes.set_xticks(range(count), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right", fontfamily=font)
+    turned = max(map(len, names)) > 3
+    axes.set_xticks(range(count), names, rotation=45 if turned else 0, ha="right" if turned else "center", fontfamily=font)
     axes.set_yticks(range(count), names, fontfamily=font)
     for row in range(count):
         for column in range(count):
