@@ -368,3 +368,25 @@ def test_state_is_json_and_safetensors_only(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in path.iterdir()) == ["manifest.json", "state.json", "state.safetensors"]
     json.loads((path / "state.json").read_text())
     shutil.rmtree(path)
+
+
+def test_patience_ends_a_run_that_no_longer_improves_and_so_does_its_resumption(tmp_path: Path) -> None:
+    course = Course(steps=400, evaluation_interval=4, checkpoint_seconds=0.0, patience=2)
+    whole = make_trainer(tmp_path / "whole", course, module=make_module(rate=0.3), held_out=text(9, 60).replace("e", "q"))
+    result = whole.run()
+    assert result.step < 400
+    assert [line["best"] for line in lines(tmp_path / "whole", "validation")][-2:] == [False, False]
+    events = [line for line in read_lines(tmp_path / "whole" / "metrics.jsonl") if line.get("event") == "stopped_early"]
+    assert [event["step"] for event in events] == [result.step]
+    again = make_trainer(tmp_path / "whole", course, module=make_module(rate=0.3), held_out=text(9, 60).replace("e", "q"))
+    assert again.restore() == result.step
+    assert (again.run().step, again.best.step) == (result.step, result.best_step)
+
+
+def test_a_run_under_a_budget_ends_at_its_step_limit_with_a_learning_rate_that_has_fallen(tmp_path: Path) -> None:
+    course = Course(steps=30, step_limit=30, budget_seconds=60.0, decay=0.9)
+    start = time.monotonic()
+    result = make_trainer(tmp_path, course).run()
+    assert result.step == 30
+    assert time.monotonic() - start < 50
+    assert lines(tmp_path)[-1]["learning_rate"] < 0.1

@@ -21,6 +21,7 @@ from owngpt.finetune.card import card
 from owngpt.finetune.clock import Clock, reference_seconds
 from owngpt.finetune.feed import Feed, References
 from owngpt.finetune.material import Material
+from owngpt.finetune.objectives.classification import attach_head
 from owngpt.finetune.output import save, save_card
 from owngpt.finetune.plan import FinetunePlan
 from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe, most_examples, shape_of
@@ -29,10 +30,11 @@ from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
 from owngpt.finetune.result import FinetunedModel
 from owngpt.finetune.store import ExampleStore
-from owngpt.finetune.trainee import Trainee, open_network
+from owngpt.finetune.trainee import Trainee, open_base
 from owngpt.formats.base import BaseModel
 from owngpt.kernels.machine import describe_machine
 from owngpt.model.gpt import GPT
+from owngpt.text.tokenizer import Tokenizer
 from owngpt.train.display import Display, make_display, timed
 from owngpt.train.lock import RunLock
 from owngpt.train.output import CHECKPOINTS, RUN, check_output, removed_on_failure
@@ -68,9 +70,9 @@ class Job:
     def plan_only(self) -> FinetunedModel:
         """Everything up to the plan; what that takes on disk is elsewhere and removed."""
         with tempfile.TemporaryDirectory(prefix="owngpt-dry-run-") as scratch:
-            material = self._prepare(Path(scratch))
-            network = self._network(material)
-            plan, _ = self._new_plan(material, network, self.clock.measuring or 0.0)
+            network, tokenizer = self._open()
+            material = self._prepare(Path(scratch), tokenizer)
+            plan, _ = self._new_plan(material, self._with_head(network, material), self.clock.measuring or 0.0)
             return self._result(plan, material.facts)
 
     def run(self) -> FinetunedModel:
@@ -80,10 +82,11 @@ class Job:
                 check_output(self.folder)  # again: another run may have taken the folder before the lock was ours
             if not self.is_named:
                 self.display.say(f"the result will be in {self.folder}")
-            material = (materials.kept(self._data) if self.record else None) or self._prepare(self._data)
-            network = self._network(material)
+            network, tokenizer = self._open()
+            material = (materials.kept(self._data) if self.record else None) or self._prepare(self._data, tokenizer)
+            network = self._with_head(network, material)
             before = self._before(material, network)
-            replay = self._replay(material, network)
+            replay = self._replay(material, network, tokenizer)
             plan, trainee = self._agreed_plan(material, network, before.seconds)
             trainer = self._trainer(plan, trainee, material, replay, before.seconds, lock)
             return self._finish(plan, trainee, material, before, trainer.run().to_dict())
@@ -94,16 +97,25 @@ class Job:
     def _data(self) -> Path:
         return self.run_folder / "data"
 
-    def _prepare(self, folder: Path) -> Material:
+    def _open(self) -> tuple[GPT, Tokenizer]:
+        """The base, once: a GGUF file's tokenizer takes as long as its weights."""
+        network, tokenizer = open_base(self.base, self._dtype(), self.device)
+        _ = tokenizer.end_of_text_id  # one that ends no text, or that is not there, is refused
+        return network, tokenizer
+
+    def _with_head(self, network: GPT, material: Material) -> GPT:
+        """For a classification, with a head over its classes."""
+        if material.classes:
+            attach_head(network, len(material.classes), seed=self.settings.seed)
+        return network
+
+    def _prepare(self, folder: Path, tokenizer: Tokenizer) -> Material:
         limit = context_limit(self.settings, self.base.config)
         with timed("reading examples", self.display.say):
             return materials.prepare(
-                self.sources, self.settings, self.base.tokenizer(), folder, context_length=limit, say=self.display.say,
+                self.sources, self.settings, tokenizer, folder, context_length=limit, say=self.display.say,
                 most=most_examples(self.base.config, self.clock.budget),
             )  # fmt: skip
-
-    def _network(self, material: Material) -> GPT:
-        return open_network(self.base, self._dtype(), self.device, classes=len(material.classes), seed=self.settings.seed)
 
     def _dtype(self) -> str:
         """What is computed in; an interrupted run goes on as it began."""
@@ -144,7 +156,7 @@ class Job:
             self.display.say(line)
         return plan, trainee
 
-    def _replay(self, material: Material, network: GPT) -> ReplaySource | None:
+    def _replay(self, material: Material, network: GPT, tokenizer: Tokenizer) -> ReplaySource | None:
         """General text against forgetting, made by the model before it learns, or read."""
         settings, folder = self.settings, self._data / "replay"
         if not settings.replay:
@@ -153,7 +165,7 @@ class Job:
             return ReplaySource(ExampleStore.open(folder), settings.replay)
         tokens = int(min(MOST_REPLAYED, max(LEAST_REPLAYED, settings.replay * REPLAYED_PASSES * material.train.stats.tokens)))
         store = replay_store(
-            folder, network=network, tokenizer=self.base.tokenizer(), source=settings.replay_from, tokens=tokens,
+            folder, network=network, tokenizer=tokenizer, source=settings.replay_from, tokens=tokens,
             context_length=material.train.stats.longest, seconds=self.clock.replaying,
             seed=settings.seed, say=self.display.say,
         )  # fmt: skip

@@ -19,7 +19,7 @@ from owngpt.errors import DataError, UsageError
 from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.dataset import ExampleSet, open_examples, split_examples
 from owngpt.finetune.examples.example import Example, Kind
-from owngpt.finetune.examples.split import Side
+from owngpt.finetune.examples.split import Side, shared_prompts
 from owngpt.finetune.kept_examples import read_examples, write_examples
 from owngpt.finetune.label_words import LabelWords, WordRenderer
 from owngpt.finetune.overflow import StoreStats
@@ -140,7 +140,7 @@ def prepare(
     write_examples(folder / HELD_OUT, kept)
     facts = {
         "sentence": examples.sentence(), "sources": list(sources), "labels": list(labels), "method": method, "notes": notes,
-        "train": _stats(store.stats), "held_out": _stats(scored.stats), "examples": examples.to_dict(),
+        "train": store.stats.to_dict(), "held_out": scored.stats.to_dict(), "examples": examples.to_dict(),
     }  # fmt: skip
     atomic_write_text(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False, default=str))
     return Material(method, renderer.tokenizer, renderer, store, scored, kept, labels, facts)
@@ -193,11 +193,11 @@ def _fix(kind: Kind) -> str:
     return f"use --method {USUAL.get(kind, 'sft')}, or leave it out to have it chosen"
 
 
-def _open(sources: Sequence[str], settings: FinetuneConfig, say: Say) -> ExampleSet:
+def _open(sources: Sequence[str], settings: FinetuneConfig, say: Say, *, only_checked: bool = False) -> ExampleSet:
     wanted = WANTED[settings.method] if settings.method else None
     return open_examples(
         sources, layout=settings.layout, columns=settings.column_names() or None, skip_bad=settings.skip_bad, wanted=wanted,
-        say=say,
+        only_checked=only_checked, say=say,
     )  # fmt: skip
 
 
@@ -205,11 +205,16 @@ def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[Ex
     if settings.validation is None:
         train, others = split_examples(examples, held_out=settings.held_out, seed=settings.seed)
         return train, list(others)
-    named = _open([settings.validation], settings, say)
+    named = _open([settings.validation], settings, say, only_checked=True)
     if named.kind != examples.kind and {named.kind, examples.kind} & {"preference", "label"}:
         raise UsageError(
             f"--validation {settings.validation} holds {_NAMES[named.kind]}, the examples are {_NAMES[examples.kind]}; "
             "name a file of the same kind"
+        )
+    if shared := shared_prompts(examples, named):
+        say(
+            f"{shared:,} of {len(named):,} examples of {settings.validation} ask what is learned, so they tell little; "
+            "leave them out of one side"
         )
     return examples, list(islice(named, MOST_HELD_OUT))
 
@@ -276,8 +281,3 @@ def _left_out(renderer: Renderer) -> list[str]:
     if not renderer.refused_count:
         return []
     return [f"{renderer.refused_count:,} more rows refused: {renderer.refused[0]}"]
-
-
-def _stats(stats: StoreStats) -> dict[str, Any]:
-    lost = {"dropped": stats.dropped.count, "split": stats.split.count, "masked": stats.masked.count}
-    return {"examples": stats.examples, "tokens": stats.tokens, "learned_tokens": stats.learned, "longest": stats.longest, **lost}

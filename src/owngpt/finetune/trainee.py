@@ -11,27 +11,25 @@ import torch
 from owngpt.config.finetuning import PREFERENCE_METHODS
 from owngpt.data.batches import Batch
 from owngpt.finetune.lora import Lora, attach
-from owngpt.finetune.objectives.classification import Classification, attach_head, head_of
+from owngpt.finetune.objectives.classification import Classification, head_of
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings
 from owngpt.finetune.objectives.supervised import Supervised
 from owngpt.finetune.plan import Recipe
 from owngpt.formats.base import BaseModel
 from owngpt.formats.folder import load_family, open_model
 from owngpt.model.gpt import GPT
+from owngpt.text.tokenizer import Tokenizer
 from owngpt.train.step import Objective, TrainModule
 
 
-def open_network(base: BaseModel, dtype: str, device: torch.device, *, classes: int = 0, seed: int = 0) -> GPT:
-    """The base as it computes here. Nothing is dropped out as its makers did: adapters have a dropout of their own.
-
-    :param classes: of a classification, which gets a head over them.
-    """
-    network = open_model(base.path, dtype=getattr(torch, dtype), needs_tokenizer=False)[0].to(device)
+def open_base(base: BaseModel, dtype: str, device: torch.device) -> tuple[GPT, Tokenizer]:
+    """The base as it computes here, and its tokenizer, if it has one. Nothing is dropped out as its makers did: adapters have a
+    dropout of their own."""
+    network, tokenizer, _ = open_model(base.path, dtype=getattr(torch, dtype), needs_tokenizer=False)
+    network.to(device)
     network.config = replace(network.config, dropout=0.0, attention_dropout=0.0)
     network.dropout.probability = 0.0
-    if classes:
-        attach_head(network, classes, seed=seed)
-    return network
+    return network, tokenizer
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,7 @@ class Trainee:
             for parameter in network.parameters():
                 parameter.requires_grad_(True)
         _prepare_head(network)
+        network.checkpointing = recipe.checkpointing
         module = TrainModule(
             network, recipe.optimizer, dtype=None if lora else getattr(torch, recipe.dtype), clip=recipe.clip,
             seed=recipe.seed % 2**32, objective=_objective(recipe, lora),
