@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from owngpt.finetune.rendering import Renderer
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.chat import CHATML
-from owngpt.text.conversation import ChatLayout
+from owngpt.text.conversation import ChatLayout, encode_chat
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer
 
@@ -160,6 +161,30 @@ def test_every_answer_is_learned_behind_the_very_ids_that_serving_reads(
         assert any(each.learned[len(prompt)] and not each.learned[len(prompt) - 1] for each in behind)
     assert renderer.prompt_ids(example) == prompt
     assert renderer.chat_prompt(messages[:place], tools) == prompt
+
+
+PIECES = (
+    "Hi", "\n", " ", "  ", "<|im_end|>", "</s>", "<think>", "</think>", "<", "|>", "猫", "🙂", "[/INST]", "<|eot_id|>", "a b", "<|im_",
+    "im_end|>", "\t", "é",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen3", "llama3-like", "gemma3-like", "mistral-v3-like", "mistral-nemo", "gpt-oss"])
+def test_whatever_people_write_answers_stand_behind_what_serving_reads_and_end(
+    name: str, loaded: Callable[[str], Tokenizer]
+) -> None:
+    random = Random(name)
+    for kind in list(chat_tokenizers.KINDS) * 2:
+        tokenizer = with_template(loaded(kind), name)
+        written = ["".join(random.choices(PIECES, k=random.randint(1, 5))) for _ in range(6)]
+        messages = [(assistant if index % 2 else user)(text) for index, text in enumerate(written)]
+        sequences = Renderer(tokenizer).encode(Chat(tuple(messages), ORIGIN))
+        for place in range(1, len(messages), 2):
+            prompt = encode_chat(tokenizer, messages[:place], add_generation_prompt=True).token_ids
+            start = len(prompt)
+            behind = next(each for each in sequences if each.token_ids[:start].tolist() == prompt and each.learned[start:].any())
+            stop = next((at for at in range(start, len(behind)) if not behind.learned[at]), len(behind))
+            assert stop > start and not behind.learned[start - 1] and behind.token_ids[stop - 1] in tokenizer.stop_ids
 
 
 @pytest.mark.parametrize("kind", list(chat_tokenizers.KINDS))
