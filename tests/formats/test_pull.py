@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import COMMIT, Fault, Hub
+from tests.formats.adapters import write_adapter, write_base
 
 import owngpt
 from owngpt.cli.main import main
@@ -83,6 +84,21 @@ def test_a_model_of_the_hub_is_pulled_and_opens(served: Hub, folder: Path, tmp_p
     assert torch.equal(owngpt.load(f"hf:{NAME}").logits(ids), owngpt.load(folder).logits(ids))
     assert locate(NAME) == locate(f"hf:{NAME}") == locate(f"hf:{NAME}@{COMMIT}") == pulled
     assert not leftovers(tmp_path)
+
+
+def test_an_adapter_of_the_hub_is_pulled_and_opens_over_its_base(hub: Hub, tmp_path: Path) -> None:
+    base, adapter = write_base(tmp_path / "base"), write_adapter(tmp_path / "adapter", NAME)
+    hub.models[NAME] = {path.name: path.read_bytes() for path in base.iterdir()}
+    hub.models["someone/lora"] = {path.name: path.read_bytes() for path in adapter.iterdir()} | {"training_args.bin": b"pickle"}
+    pulled = pull("hf:someone/lora")
+    assert {path.name for path in pulled.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    with pytest.raises(ModelFolderError, match=f"`owngpt pull hf:{NAME}`"):
+        owngpt.load("hf:someone/lora")
+    pull(f"hf:{NAME}")
+    ids = torch.arange(20)[None]
+    expected = owngpt.load(base, adapter=adapter).logits(ids)
+    assert torch.equal(owngpt.load("hf:someone/lora").logits(ids), expected)
+    assert torch.equal(owngpt.load(f"hf:{NAME}", adapter="someone/lora").logits(ids), expected)
 
 
 def test_the_cache_is_the_one_that_the_hubs_own_library_reads_and_writes(served: Hub, tmp_path: Path) -> None:

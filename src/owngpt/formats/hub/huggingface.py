@@ -22,7 +22,7 @@ from owngpt.config.files import atomic_write_text, make_folder, storage_errors
 from owngpt.errors import DownloadError
 from owngpt.formats.hub.download import Access, fetch, read_json
 from owngpt.formats.hub.files import Progress, RemoteFile, check, require_space, total_size
-from owngpt.formats.hub.selection import check_count, select
+from owngpt.formats.hub.selection import ADAPTER, check_count, select
 from owngpt.formats.hub.spec import Spec
 
 DEFAULT_REVISION = "main"
@@ -179,7 +179,9 @@ def _chosen(snapshot: Path, names: Iterable[str], spec: Spec) -> Path | None:
 
 
 def _is_whole(snapshot: Path, names: list[str]) -> bool:
-    """Whether a folder holds a model with a tokenizer; other programs fetch single files as they need them."""
+    """Whether a folder holds an adapter, or a model with a tokenizer; other programs fetch single files as they need them."""
+    if set(names) >= ADAPTER:  # its tokenizer may be the base's
+        return True
     if "config.json" in names and "tokenizer.json" in names:
         if "model.safetensors" in names:
             return True

@@ -12,14 +12,17 @@ from owngpt.formats.hub.files import RemoteFile
 
 MAXIMUM_FILES = 10_000
 _GUIDES = """
-config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json
-vocab.txt merges.txt chat_template.jinja chat_template.json model.safetensors.index.json README.md
+" config.json adapter_config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json
+added_tokens.json vocab.json vocab.txt merges.txt chat_template.jinja chat_template.json model.safetensors.index.json
+README.md
 """
 _SMALL = frozenset(_GUIDES.split())
 _TERMS = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|USE_POLICY|GEMMA_TERMS)[\w.-]*", re.IGNORECASE)
 _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _INDEX = "model.safetensors.index.json"
+ADAPTER = frozenset(("adapter_config.json", "adapter_model.safetensors"))
+"""What makes a repository an adapter, where it has no model of its own."""
 
 
 def check_name(name: str, source: str) -> str:
@@ -46,7 +49,7 @@ def is_terms(name: str) -> bool:
 
 
 def select(files: Sequence[RemoteFile], choice: str, source: str) -> list[RemoteFile]:
-    """The files to take, from the top of a repository: a model in safetensors, or one GGUF.
+    """The files to take, from the top of a repository: a model or an adapter in safetensors, or one GGUF.
 
     :param choice: which .gguf is meant: its name or a part of it; "" for the safetensors, or the only .gguf.
     :raises DownloadError: there are none, only pickles, or several to choose from.
@@ -58,7 +61,7 @@ def select(files: Sequence[RemoteFile], choice: str, source: str) -> list[Remote
     if not weights:
         weights = [_gguf([file for name, file in top.items() if name.lower().endswith(".gguf")], choice, source, top)]
         guides = [file for file in guides if file.name == "README.md" or is_terms(file.name)]
-    elif "config.json" not in top:
+    elif "config.json" not in top and not top.keys() >= ADAPTER:
         raise DownloadError(f"{source} has weights but no config.json, so nothing says what they are; name another model")
     return sorted(guides, key=lambda file: file.name) + weights
 
@@ -67,6 +70,8 @@ def _safetensors(top: dict[str, RemoteFile]) -> list[RemoteFile]:
     if "model.safetensors" in top:
         return [top["model.safetensors"]]
     shards = sorted(name for name in top if _SHARD.fullmatch(name)) if _INDEX in top else []
+    if not shards and top.keys() >= ADAPTER:
+        return [top["adapter_model.safetensors"]]
     return [top[name] for name in shards]
 
 
