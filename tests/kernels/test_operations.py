@@ -109,6 +109,22 @@ def test_attention_in_windows_and_documents(window: int, documents: bool) -> Non
 
 
 @needs_tiles
+def test_attention_of_many_sequences_is_that_of_each() -> None:
+    """Few are dealt out to the threads head by head, many group by group."""
+    shapes = (8, 70, 6, 32), (8, 70, 2, 32), (8, 70, 2, 32)
+    together = [draw(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
+    d_out = draw(8, 70, 6 * 32, seed=3)
+    causal_attention(*together, starts=None, window=0, scale=0.2).backward(d_out)
+    for row in range(8):
+        alone = [each.detach()[row : row + 1].clone().requires_grad_() for each in together]
+        causal_attention(*alone, starts=None, window=0, scale=0.2).backward(d_out[row : row + 1])
+        for found, expected in zip(alone, together, strict=True):
+            assert found.grad is not None
+            assert expected.grad is not None
+            torch.testing.assert_close(found.grad[0], expected.grad[row], atol=0.02, rtol=0.02)
+
+
+@needs_tiles
 def test_attention_survives_extreme_scores() -> None:
     query, key = 60 * draw(1, 70, 2, 32), 60 * draw(1, 70, 2, 32, seed=1)
     out = causal_attention(query, key, draw(1, 70, 2, 32, seed=2), starts=None, window=0, scale=1.0)

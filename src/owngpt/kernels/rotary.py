@@ -156,22 +156,26 @@ class _SplitHeads(torch.autograd.Function):
             "rotate", projected, query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rotated, rstd,
             batch * time, layout.heads, layout.groups, layout.size, rotation.cosines.shape[1], epsilon,
         )  # fmt: skip
-        ctx.save_for_backward(projected, query_weight, key_weight, rstd)
-        ctx.layout, ctx.rotation = layout, rotation
         value = projected.unflatten(-1, (turned + layout.groups, layout.size))[:, :, turned:]
-        return rotated[:, :, : layout.heads], rotated[:, :, layout.heads :], value.view_as(value)
+        normed = query_weight is not None
+        # Without a norm only the values are of use later: a copy of them lets the rest go.
+        value = value.view_as(value) if normed else value.clone(memory_format=torch.contiguous_format)
+        ctx.save_for_backward(projected if normed else None, query_weight, key_weight, rstd)
+        ctx.layout, ctx.rotation = layout, rotation
+        return rotated[:, :, : layout.heads], rotated[:, :, layout.heads :], value
 
     @staticmethod
     def backward(ctx: Any, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         projected, query_weight, key_weight, rstd = ctx.saved_tensors
         layout, rotation = ctx.layout, ctx.rotation
         d_query, d_key, d_value = (_rows(gradient) for gradient in (d_query, d_key, d_value))
-        d_projected = torch.empty_like(projected)
+        batch, time = d_query.shape[:2]
+        d_projected = torch.empty(batch, time, layout.width, dtype=d_query.dtype)
         parts = torch.zeros(torch.get_num_threads(), 2, layout.size)
         library.call(
             "rotate_backward", d_query, d_query.stride(1), d_key, d_key.stride(1), d_value, d_value.stride(1), projected,
             query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rstd, d_projected, parts,
-            projected.shape[0] * projected.shape[1], layout.heads, layout.groups, layout.size, rotation.cosines.shape[1],
+            batch * time, layout.heads, layout.groups, layout.size, rotation.cosines.shape[1],
         )  # fmt: skip
         if query_weight is None:
             return d_projected, None, None, None, None, None

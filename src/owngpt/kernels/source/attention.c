@@ -8,7 +8,7 @@
 
 #ifdef __AMX_BF16__
 
-enum { BLOCK = 32, PANEL = 64 };
+enum { BLOCK = 32, PANEL = 64, FEW_TASKS = 8, LARGEST_SUMS = 8 << 20 /* floats */ };
 #define LOG2E 1.44269504f
 
 typedef struct {
@@ -319,7 +319,11 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
                               float scale, int threads) {
     Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
     int64_t length = padded(time), stride = apart(length);
-    int failed = 0;
+    int shared = heads / groups, failed = 0;
+    /* Few sequences: a task for each head instead of each group, whose sums are added up in the end. The number of threads does not decide. */
+    int64_t sums_size = (int64_t)batch * heads * 2 * length * size;
+    float *apart_sums = shared > 1 && batch * groups < FEW_TASKS && sums_size <= LARGEST_SUMS ? malloc((size_t)sums_size * sizeof(float)) : NULL;
+    int together = apart_sums ? 1 : shared;
     float ones[BLOCK];
     for (int i = 0; i < BLOCK; i++) ones[i] = 1.0f;
 #pragma omp parallel num_threads(threads)
@@ -334,15 +338,16 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
         }
         tiles_begin();
 #pragma omp for schedule(dynamic) /* a task is the same on any thread */
-        for (int task = 0; task < batch * groups; task++) {
-            if (!memory || !w) continue;
-            int b = task / groups, g = task % groups;
+        for (int task = 0; task < batch * (heads / together); task++) {
+            if (!memory || !w || failed) continue;
+            int b = task / (heads / together), from = task % (heads / together) * together, g = from / shared;
             int64_t base = (int64_t)b * time;
+            if (apart_sums) w->d_keys = apart_sums + (int64_t)task * 2 * length * size, w->d_values = w->d_keys + length * size;
             copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, w->keys);
             copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, w->values);
             copy_transposed(w->keys, length, size, w->keys_t, stride);
             memset(w->d_keys, 0, sizeof(float) * (size_t)(2 * length * size));
-            for (int h = g * (heads / groups); h < (g + 1) * (heads / groups); h++) {
+            for (int h = from; h < from + together; h++) {
                 int64_t at = base * s.out_stride + (int64_t)h * size;
                 load_head(&s, w, query + base * query_stride + (int64_t)h * size, out + at, d_out + at, log_sums + ((int64_t)b * heads + h) * time, length);
                 head_backward(&s, w, b, length);
@@ -350,13 +355,26 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
                     store_transposed(w->d_query_t + block, stride, ones, time - block < BLOCK ? time - block : BLOCK, size,
                                      d_query + (base + block) * d_stride + (int64_t)h * size, d_stride);
             }
+            if (apart_sums) continue;
             store_rows(w->d_keys, time, size, d_key + base * d_stride + (int64_t)g * size, d_stride);
             store_rows(w->d_values, time, size, d_value + base * d_stride + (int64_t)g * size, d_stride);
+        }
+        if (apart_sums) {
+#pragma omp for schedule(static)
+            for (int task = 0; task < batch * groups; task++) {
+                int64_t base = (int64_t)(task / groups) * time * d_stride + (int64_t)(task % groups) * size, count = 2 * length * size;
+                float *sums = apart_sums + (int64_t)task * shared * count;
+                for (int h = 1; h < shared; h++)
+                    for (int64_t i = 0; i < count; i++) sums[i] += sums[h * count + i];
+                store_rows(sums, time, size, d_key + base, d_stride);
+                store_rows(sums + length * size, time, size, d_value + base, d_stride);
+            }
         }
         tiles_end();
         free(memory);
         free(w);
     }
+    free(apart_sums);
     return failed;
 }
 #endif

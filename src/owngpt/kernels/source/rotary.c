@@ -95,7 +95,7 @@ void owngpt_rotate_backward(const bf16 *d_query, int64_t query_stride, const bf1
                 int is_query = head < heads;
                 const bf16 *dy = is_query ? d_query + row * query_stride + (int64_t)head * size
                                           : d_key + row * key_stride + (int64_t)(head - heads) * size;
-                const bf16 *x = projected + row * width + (int64_t)head * size;
+                const bf16 *x = projected ? projected + row * width + (int64_t)head * size : NULL; /* read only under a norm */
                 bf16 *dx = d_projected + row * width + (int64_t)head * size;
                 const float *weight = is_query ? query_weight : key_weight;
                 float *d_weight = parts + (is_query ? 0 : size), scale = weight ? rstd[row * turned + head] : 1.0f;
