@@ -43,6 +43,12 @@ class FrozenWeight:
         """Memory of both."""
         return (self.forward.numel() + self.backward.numel()) * self.forward.element_size()
 
+    def rows(self, index: Tensor) -> Tensor:
+        """(n, inputs) bfloat16: the outputs with these numbers (n,)."""
+        tiles = self.forward.view(-(-self.outputs // EDGE), -(-self.inputs // EDGE), 2, 16, 16, 2)
+        panel, place = index // EDGE, index % EDGE
+        return tiles[panel, :, place // 16, :, place % 16].reshape(len(index), -1)[:, : self.inputs]
+
     def unpacked(self) -> Tensor:
         """(outputs, inputs) bfloat16, the very weight."""
         panels, steps = -(-self.outputs // EDGE), -(-self.inputs // EDGE)
