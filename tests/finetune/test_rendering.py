@@ -164,8 +164,8 @@ def test_every_answer_is_learned_behind_the_very_ids_that_serving_reads(
 
 
 PIECES = (
-    "Hi", "\n", " ", "  ", "<|im_end|>", "</s>", "<think>", "</think>", "<", "|>", "猫", "🙂", "[/INST]", "<|eot_id|>", "a b", "<|im_",
-    "im_end|>", "\t", "é",
+    "Hi", "\n", " ", "  ", "<|im_end|>", "</s>", "<think>", "</think>", "<", "|>", "猫", "🙂", "[/INST]", "<|eot_id|>", "a b",
+    "<|im_", "im_end|>", "\t", "é",
 )  # fmt: skip
 
 
