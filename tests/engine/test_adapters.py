@@ -78,7 +78,7 @@ def runners() -> list[Runner]:
 
 
 def greedy(prompt: tuple[int, ...], adapter: str | None) -> Request:
-    return Request(prompt, GenerationConfig(max_new_tokens=12, temperature=0.0), end_ids=frozenset(), adapter=adapter)
+    return Request(prompt, GenerationConfig(max_new_tokens=8, temperature=0.0), end_ids=frozenset(), adapter=adapter)
 
 
 def test_a_mixed_batch_writes_what_each_merged_model_writes(folders: dict[str, Path]) -> None:

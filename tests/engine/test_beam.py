@@ -118,14 +118,14 @@ def test_the_engines_beams_are_transformers(pair: tuple[Any, GPT], engine: Engin
     for prompt in ([30, 31, 32], list(range(20, 55)), list(range(60, 92)), [99]):
         with torch.inference_mode():
             rows = pair[0].generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), max_new_tokens=24,
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.int64), max_new_tokens=16,
                 do_sample=False, eos_token_id=list(ends), pad_token_id=0, **search,
             )  # fmt: skip
         expected = []
         for row in rows[:, len(prompt) :].tolist():
             end = next((place for place, token_id in enumerate(row) if token_id in ends), len(row))
             expected.append(tuple(row[:end]))
-        config = GenerationConfig(max_new_tokens=24, **search)
+        config = GenerationConfig(max_new_tokens=16, **search)
         found = engine.submit(Request(tuple(prompt), config, end_ids=frozenset(ends))).result()
         assert [text.token_ids for text in found] == expected
 
