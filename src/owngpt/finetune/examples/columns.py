@@ -8,7 +8,7 @@ from typing import Any
 
 from owngpt.errors import UsageError
 from owngpt.finetune.examples.fault import Fault
-from owngpt.finetune.examples.layouts import SPELLINGS, Fields
+from owngpt.finetune.examples.fields import SPELLINGS, Fields
 
 
 @dataclass(frozen=True)

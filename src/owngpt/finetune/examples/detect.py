@@ -10,7 +10,8 @@ from owngpt.errors import UsageError
 from owngpt.finetune.examples.columns import Columns
 from owngpt.finetune.examples.example import Kind
 from owngpt.finetune.examples.fault import Fault
-from owngpt.finetune.examples.layouts import LAYOUTS, Fields, Layout, column_of
+from owngpt.finetune.examples.fields import Fields, column_of
+from owngpt.finetune.examples.layouts import LAYOUTS, Layout
 from owngpt.finetune.examples.rows import Row
 
 PROBED_ROWS = 100
