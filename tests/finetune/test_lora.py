@@ -17,6 +17,7 @@ from owngpt.finetune.lora import Lora, LoraSettings, attach
 from owngpt.formats.folder import load_config, load_weights
 from owngpt.formats.merging import merge_adapter
 from owngpt.formats.peft import load_adapter
+from owngpt.kernels.frozen import can_freeze
 from owngpt.model.gpt import GPT
 
 LLAMA = {
@@ -177,6 +178,24 @@ def test_bfloat16_gradients_are_near_those_of_float32(tmp_path: Path) -> None:
         assert found.grad is not None
         difference = float((found.grad - expected.grad).norm() / expected.grad.norm())
         assert difference < 0.1, (name, difference)
+
+
+def test_a_base_in_8_bits_trains_much_as_the_base_does(tmp_path: Path) -> None:
+    if not can_freeze(torch.zeros(1, dtype=torch.bfloat16)):
+        with pytest.raises(UsageError, match="--int8-base"):
+            attach(opened(tmp_path), LoraSettings(4), family_named("llama"), seed=1, int8=True)
+        return
+    ours = []
+    for int8 in (False, True):
+        model = opened(tmp_path, dtype=torch.bfloat16)
+        ours.append(shaken(attach(model, LoraSettings(4, 12), family_named("llama"), seed=1, int8=int8)))
+        model.loss(TOKENS[:, :-1], TOKENS[:, 1:], scale=1 / 38).backward()
+    plain = ours[1].merged()
+    torch.testing.assert_close(plain.logits(TOKENS), ours[1].model.logits(TOKENS), atol=0.1, rtol=0.1)
+    for (name, expected), (_, found) in zip(*(lora.named_parameters() for lora in ours), strict=True):
+        assert expected.grad is not None
+        assert found.grad is not None
+        assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 0.15, name
 
 
 def test_dropout_follows_the_seed_of_the_step_and_only_trains(tmp_path: Path) -> None:

@@ -79,6 +79,22 @@ def test_a_packed_weight_is_still_the_weight(shape: tuple[int, int]) -> None:
     assert torch.equal(freeze(weight).unpacked(), weight)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (32, 64), (45, 70), (100, 33)])
+def test_int8_is_near_the_weight_and_both_products_use_the_same_values(shape: tuple[int, int]) -> None:
+    exact = _values(*shape, seed=1).bfloat16()
+    weight = freeze(exact, int8=True)
+    values = weight.unpacked()
+    assert weight.bytes < 0.6 * exact.numel() * exact.element_size() + 100
+    assert float((values.float() - exact.float()).abs().max()) <= float(exact.float().abs().max()) / 127
+    x = _values(5, shape[1], seed=2).bfloat16().requires_grad_()
+    y = frozen_linear(x, weight, None)
+    torch.testing.assert_close(y.detach().float(), x.detach().float() @ values.float().t(), rtol=2**-7, atol=0.01)
+    d_y = _values(5, shape[0], seed=3).bfloat16()
+    y.backward(d_y)
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad.float(), d_y.float() @ values.float(), rtol=2**-7, atol=0.01)
+
+
 def test_results_do_not_depend_on_the_number_of_threads() -> None:
     weight, spans = freeze(_values(96, 64, seed=1).bfloat16()), ((0, 48), (48, 96))
     results = []

@@ -165,12 +165,17 @@ class Lora:
             layer.take(update.down, update.up, update.magnitude)
 
 
-def attach(model: GPT, settings: LoraSettings, family: Family, *, seed: int) -> Lora:
+def attach(model: GPT, settings: LoraSettings, family: Family, *, seed: int, int8: bool = False) -> Lora:
     """Freeze a model and put low-rank updates over its matrices, in place. It computes as before until they are trained.
 
     :param family: whose names the targets have, and whose layout the saved adapter is for.
-    :raises UsageError: a target is not a matrix of this model; those that are, are named.
+    :param int8: keep the frozen matrices of the blocks in 8 bits.
+    :raises UsageError: a target is not a matrix of this model; those that are, are named. Or int8 is not possible here.
     """
+    if int8 and not can_freeze(model.embedding.weight):
+        raise UsageError(
+            "--int8-base needs a model in bfloat16 and a processor with matrix tiles (AMX), which this is not; leave it out"
+        )
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     entries = _targets(model, family)
@@ -180,7 +185,7 @@ def attach(model: GPT, settings: LoraSettings, family: Family, *, seed: int) -> 
     for name in [_layer(entry) for entry in entries]:
         plain = model.get_submodule(name)
         assert isinstance(plain, Linear)
-        base = frozen(plain)
+        base = frozen(plain, int8=int8)
         if name in chosen:
             layer = LowRankLinear(
                 base, chosen[name], settings.rank, settings.scale, magnitude=settings.dora, generator=generator

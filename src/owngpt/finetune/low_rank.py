@@ -36,9 +36,9 @@ class FrozenLinear(nn.Module):
         return plain_linear(self.weight, self.bias)
 
 
-def frozen(base: Linear) -> Linear | FrozenLinear:
-    """A layer that will not be trained, packed where this machine's kernels take it."""
-    return FrozenLinear(freeze(base.weight), base.bias) if can_freeze(base.weight) else base
+def frozen(base: Linear, *, int8: bool = False) -> Linear | FrozenLinear:
+    """A layer that will not be trained, packed where this machine's kernels take it, in int8 if wanted."""
+    return FrozenLinear(freeze(base.weight, int8=int8), base.bias) if can_freeze(base.weight) else base
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> Linear:

@@ -44,6 +44,33 @@ int owngpt_pack_frozen(const bf16 *values, int64_t stride, int across, int64_t c
     return 0;
 }
 
+/* 32 rows x 32 columns of a weight in int8, of which rows x columns exist: factor (half precision, one for 32 columns of a row) * number. */
+static inline void int8_block(const int8_t *numbers, const uint16_t *factors, int64_t stride, int64_t factor_stride, int rows, int columns, bf16 *to) {
+    __mmask32 there = columns >= 32 ? 0xffffffffu : (1u << columns) - 1;
+    for (int i = 0; i < 32; i++) {
+        __m256i bytes = i < rows ? _mm256_maskz_loadu_epi8(there, numbers + i * stride) : _mm256_setzero_si256();
+        __m512 factor = _mm512_set1_ps(i < rows ? _cvtsh_ss(factors[i * factor_stride]) : 0.0f);
+        __m512 low = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes))), factor);
+        __m512 high = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1))), factor);
+        _mm512_storeu_si512(to + i * EDGE, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
+}
+
+/* The same from a weight (outputs x inputs) in int8: panels of outputs where `across`, else of inputs. Returns 0. */
+int owngpt_pack_frozen_int8(const int8_t *numbers, const uint16_t *factors, int64_t outputs, int64_t inputs, int across, bf16 *to, int threads) {
+    int64_t down = blocks(outputs, EDGE), over = blocks(inputs, EDGE);
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t panel = 0; panel < (across ? down : over); panel++)
+        for (int64_t k = 0; k < (across ? over : down); k++) {
+            int64_t row = (across ? panel : k) * EDGE, column = (across ? k : panel) * EDGE;
+            bf16 block[EDGE * EDGE] __attribute__((aligned(64)));
+            Factor b = {block, EDGE, across};
+            int8_block(numbers + row * inputs + column, factors + row * over + column / EDGE, inputs, over, (int)least(EDGE, outputs - row), (int)least(EDGE, inputs - column), block);
+            pack_right(&b, 0, 0, EDGE, EDGE, to + (panel * (across ? over : down) + k) * PAIR);
+        }
+    return 0;
+}
+
 /* More steps of a sum: step i of the right factor meets step from[i] of the left one. */
 typedef struct {
     const bf16 *left, *right;
