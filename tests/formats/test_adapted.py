@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +114,16 @@ def test_a_base_that_is_not_here_is_said_with_both_ways_out(tmp_path: Path) -> N
     nameless = write_adapter(tmp_path / "nameless", None)
     with pytest.raises(ModelFolderError, match=r"names no base_model_name_or_path.*--adapter"):
         owngpt.load(nameless)
+
+
+NO_BASES = ["", " ", "x" * 5000, "\0", ".", "..", "/", "../adapter", "hf:", "pypi:../x", "a/b/c/d", 7, ["x"], {}]
+
+
+@pytest.mark.parametrize("name", NO_BASES, ids=lambda name: str(name)[:12])
+def test_whatever_an_adapter_calls_its_base_ends_in_a_sentence(tmp_path: Path, name: Any) -> None:
+    adapter = write_adapter(tmp_path / "adapter", name)
+    with pytest.raises(ModelFolderError):
+        owngpt.load(adapter)
 
 
 def test_a_circle_of_adapters_ends_in_a_sentence(tmp_path: Path) -> None:

@@ -102,13 +102,15 @@ def base_name(adapter: Path) -> str | None:
 def _located(adapter: Path, name: str) -> Path | ModelFolderError:
     from owngpt.formats.locate import locate  # not at the top: it knows all hubs, and most models are plain folders
 
-    beside = adapter / name  # an absolute name stays itself
-    if beside.exists() and beside.resolve() != adapter.resolve():
-        return beside
     try:
+        beside = adapter / name  # an absolute name stays itself
+        if beside.exists() and beside.resolve() != adapter.resolve():
+            return beside
         return locate(name)
     except ModelFolderError as error:
         return error
+    except OSError as error:  # what no folder can be called
+        return ModelFolderError(f"{error.strerror}")
 
 
 def _trained_over(adapter: Path) -> str:
