@@ -21,7 +21,7 @@ def save(
     its classes are called.
 
     :param named: the base as the adapter's reader is to find it: a path or a name.
-    :param dtype: what was computed in, and so what is kept: bfloat16 loses nothing that ever had an effect.
+    :param dtype: what matrices were computed in, and so what is kept: more digits never had an effect.
     :raises StorageError: the disk is full, read-only or not ours.
     """
     if labels:

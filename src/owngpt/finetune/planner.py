@@ -27,7 +27,7 @@ ROUNDED_TO = 16
 """Rows have a multiple of it, which matrix units like."""
 PASS_VALUES = 18_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
-STEP_TOKENS = (512, 2048)
+STEP_TOKENS = (256, 2048)
 """Of a step, at least and at most, while the examples are few."""
 MANY_TOKENS = 1_000_000
 LEAST_STEPS = 60
@@ -115,29 +115,41 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
 
     :param tokens_affordable: that the time has room for; infinite where it does not decide.
     """
-    limit = context_limit(settings, model)
-    longest = min(limit, -(-facts.longest // ROUNDED_TO) * ROUNDED_TO)
-    context = max(longest, min(limit, PACKED_ROW)) if settings.pack else longest
-    if settings.context_length is None:  # few examples: one short row
-        context = max(longest, min(context, -(-max(facts.tokens, 8) // ROUNDED_TO) * ROUNDED_TO))
+    step_tokens = _step_tokens(facts, tokens_affordable)
+    context = _row(settings, model, facts, step_tokens)
     each = context if settings.pack and method == "sft" else facts.mean
-    units = _units_a_step(method, facts, each, tokens_affordable)
     if settings.batch_size:
         return Shape(context, settings.batch_size, settings.accumulation or 1, settings.pack)
+    units = max(1, round(step_tokens / each)) if method == "sft" else _units_a_step(method, facts, tokens_affordable)
     at_once = max(1, round(PASS_VALUES / (model.hidden_size * model.layers * max(each, 1))))
     accumulation = settings.accumulation or -(-units // at_once)
     return Shape(context, max(1, round(units / accumulation)), accumulation, settings.pack)
 
 
-def _units_a_step(method: Method, facts: Facts, each: float, tokens_affordable: float) -> int:
-    """Rows, pairs or texts of ``each`` tokens."""
+def _step_tokens(facts: Facts, affordable: float) -> float:
+    """Of answers to learn: enough steps a pass, enough in the time."""
     least, most = STEP_TOKENS
-    if method == "sft":
-        most = 2 * most if facts.tokens > MANY_TOKENS else most
-        wanted = max(least, min(most, facts.tokens / STEPS_A_PASS, tokens_affordable / LEAST_STEPS))
-        return max(1, round(wanted / each))
+    most = 2 * most if facts.tokens > MANY_TOKENS else most
+    return max(least, min(most, facts.tokens / STEPS_A_PASS, affordable / LEAST_STEPS))
+
+
+def _row(settings: FinetuneConfig, model: GPTConfig, facts: Facts, step_tokens: float) -> int:
+    """Tokens of a row: as many as were asked for, or what packs well and is no more than a step."""
+    limit = context_limit(settings, model)
+    longest = min(limit, _rounded(facts.longest))
+    if not settings.pack:
+        return longest
+    return settings.context_length or max(longest, min(limit, PACKED_ROW, _rounded(step_tokens)))
+
+
+def _rounded(tokens: float) -> int:
+    return math.ceil(tokens / ROUNDED_TO) * ROUNDED_TO
+
+
+def _units_a_step(method: Method, facts: Facts, affordable: float) -> int:
+    """Pairs or texts."""
     at_most = PREFERENCES_A_STEP if method in PREFERENCE_METHODS else TEXTS_A_STEP
-    in_time = at_most if math.isinf(tokens_affordable) else int(tokens_affordable / LEAST_STEPS / max(each, 1))
+    in_time = at_most if math.isinf(affordable) else int(affordable / LEAST_STEPS / max(facts.mean, 1))
     return max(2, min(at_most, facts.examples // STEPS_A_PASS, in_time))
 
 
