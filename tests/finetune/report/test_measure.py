@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_report import ListStore, PlainRenderer, completions, network, store_of
 from owngpt.errors import DataError
 from owngpt.finetune.examples.example import Labelled, Origin, PlainText, Preference
 from owngpt.finetune.objectives.classification import attach_head
+from owngpt.finetune.report.answers import answer, question_of
 from owngpt.finetune.report.measure import Measurement, measure
 
 ORIGIN = Origin("rows.jsonl", 1)
@@ -110,3 +112,16 @@ def test_nothing_held_out_is_no_error() -> None:
     words = tokenizer()
     found = measure(network(words), words, PlainRenderer(words), [], ListStore([]), seconds=None, seed=0)
     assert not found.losses and not found.answers and found.general
+
+
+def test_ten_answers_come_first_and_a_cut_wave_counts_for_no_rate() -> None:
+    words = tokenizer()
+    renderer, model, examples = PlainRenderer(words), network(words).eval(), completions(40)
+    questions = [question_of(index, example, renderer.encode(example), words) for index, example in enumerate(examples)]
+    assert None not in questions
+    whole = answer(model, words, questions, limit=20, deadline=None, most=40)
+    assert len(whole) == 40 and all(each.counts for each in whole)
+    cut = answer(model, words, questions, limit=120, deadline=time.monotonic() + 0.01, most=40)
+    assert len(cut) == 10 and not any(each.counts for each in cut)
+    for short, full in zip(cut, answer(model, words, questions, limit=120, deadline=None, most=10), strict=True):
+        assert full.text.startswith(short.text[:-1])

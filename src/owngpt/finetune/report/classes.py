@@ -21,20 +21,21 @@ TEXTS = 16
 
 @torch.no_grad()
 def class_scores(
-    network: GPT, texts: Sequence[tuple[int, Encoded]], labels: Sequence[str], deadline: float | None
+    network: GPT, texts: Sequence[tuple[int, Encoded]], labels: Sequence[str], deadline: float | None, padding_id: int
 ) -> tuple[list[SequenceLoss], list[Guess]]:
     """Cross-entropy of each text's class, one target a text, and the likeliest class; nothing where there is no head yet.
 
     :param texts: index in the store, and the text.
     :param labels: the classes in the order of their indices.
     :param deadline: of ``time.monotonic()``; the first texts are always read.
+    :param padding_id: as the network was trained with.
     """
     losses: list[SequenceLoss] = []
     guesses: list[Guess] = []
     size = 1 if network.config.turns_by_length else TEXTS
     for first in range(0, len(texts) if head_of(network) is not None else 0, size):
         group = texts[first : first + size]
-        batch = text_batch((text for _, text in group), network.config.context_length, packed=False)
+        batch = text_batch((text for _, text in group), network.config.context_length, packed=False, padding_id=padding_id)
         logits, classes = class_logits(network, batch)
         nats = -logits.log_softmax(-1).gather(1, classes[:, None])[:, 0]
         for (index, text), loss, guess in zip(group, nats.tolist(), logits.argmax(-1).tolist(), strict=True):

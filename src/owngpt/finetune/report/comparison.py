@@ -149,8 +149,8 @@ def _class_lines(confusion: tuple[Confusion | None, Confusion], count: int) -> l
 
 
 def _text_lines(before: Sequence[Answer], after: Sequence[Answer]) -> list[Line]:
-    """Answers against the owner's own. Those that the clock cut off would be held against the network, so they are left out."""
-    pairs = [(then, now) for then, now in zip(before, after, strict=True) if "time" not in (then.ended, now.ended)]
+    """Answers against the owner's own."""
+    pairs = [(then, now) for then, now in zip(before, after, strict=True) if then.counts and now.counts]
     if not pairs:
         return []
     then, now = ([(answer.text, answer.reference) for answer in side] for side in zip(*pairs, strict=True))
@@ -161,7 +161,7 @@ def _text_lines(before: Sequence[Answer], after: Sequence[Answer]) -> list[Line]
 
 
 def _writing_lines(before: Sequence[Answer], after: Sequence[Answer]) -> list[Line]:
-    whole = [(then, now) for then, now in zip(before, after, strict=True) if "time" not in (then.ended, now.ended)]
+    whole = [(then, now) for then, now in zip(before, after, strict=True) if then.counts and now.counts]
     if not whole:
         return []
     sides = list(zip(*whole, strict=True))

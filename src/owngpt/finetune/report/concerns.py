@@ -252,7 +252,10 @@ def _few(before: Measurement, facts: RunFacts) -> Iterator[Concern]:
 
 
 def _cut_short(before: Measurement, after: Measurement) -> Iterator[Concern]:
-    cut = sum(answer.ended == "time" for answer in after.answers)
-    if cut or (after.examples and not after.answers and before.kind not in ("label",)):
-        shown = f"{cut} answers were cut off" if cut else "no answers were written"
-        yield Concern("little time to measure", f"The time was up while measuring: {shown}.", "Give more --minutes.")
+    if not after.examples or before.kind == "label":
+        return
+    if not any(answer.counts for answer in before.answers) or not any(answer.counts for answer in after.answers):
+        yield Concern(
+            "little time to measure", "The time was up before ten answers were written, so there are no scores of answers.",
+            "Give more --minutes.",
+        )  # fmt: skip

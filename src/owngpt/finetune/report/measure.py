@@ -79,8 +79,8 @@ class Measurement:
 
     @property
     def stop_rate(self) -> float:
-        """Share of the answers that the network ended by itself; those that the clock cut off do not count."""
-        ended = [answer.ended == "end" for answer in self.answers if answer.ended != "time"]
+        """Share of the answers that the network ended by itself, among those that count."""
+        ended = [answer.ended == "end" for answer in self.answers if answer.counts]
         return sum(ended) / len(ended) if ended else math.nan
 
     def to_dict(self) -> dict[str, Any]:
@@ -149,7 +149,8 @@ def measure(
     try:
         deadline = _finite(began + SHARES["loss"] * budget)
         words = LabelWords(renderer, labels) if labels and isinstance(renderer, WordRenderer) else None
-        losses, guesses = _scores(network, store, kind, seed, deadline, labels, words)
+        padding_id = tokenizer.padding_id if kind == "label" else 0
+        losses, guesses = _scores(network, store, kind, seed, deadline, labels, words, padding_id)
         general = general_losses(network, tokenizer, _finite(time.monotonic() + SHARES["general"] * budget))
         answers = answer(network, tokenizer, questions, limit=limit, deadline=_finite(began + budget), most=MOST_ANSWERS)
     finally:
@@ -168,13 +169,14 @@ def _scores(
     deadline: float | None,
     labels: Sequence[str],
     words: LabelWords | None,
+    padding_id: int,
 ) -> tuple[list[SequenceLoss], list[Guess]]:
     """The loss of each sequence in the drawn order, and of a text with a label what it is taken for."""
     order = _sequence_order(len(store), kind, seed)
     if kind == "label" and words is not None:
         return word_scores(network, [(index, store.example(index)) for index in order], words, deadline)
     if kind == "label":
-        return class_scores(network, [(index, store.example(index)) for index in order], labels, deadline)
+        return class_scores(network, [(index, store.example(index)) for index in order], labels, deadline, padding_id)
     windows = [window_of(store.example(index)) for index in order]
     found = []
     for place, nats in sorted(window_nats(network, windows, deadline)):
