@@ -76,7 +76,10 @@ def test_without_updates_it_is_a_product_rounded_once() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (32, 64), (45, 70), (100, 33)])
 def test_a_packed_weight_is_still_the_weight(shape: tuple[int, int]) -> None:
     weight = _values(*shape, seed=1).bfloat16()
-    assert torch.equal(freeze(weight).unpacked(), weight)
+    packed = freeze(weight)
+    assert torch.equal(packed.unpacked(), weight)
+    index = torch.arange(0, shape[0], 3)
+    assert torch.equal(packed.rows(index), weight[index])
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (32, 64), (45, 70), (100, 33)])

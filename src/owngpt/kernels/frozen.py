@@ -44,6 +44,12 @@ class FrozenWeight:
         """Memory that is held."""
         raise NotImplementedError
 
+    def rows(self, index: Tensor) -> Tensor:
+        """(n, inputs) bfloat16: the outputs with these numbers (n,)."""
+        tiles = self.forward.view(-(-self.outputs // EDGE), -(-self.inputs // EDGE), 2, 16, 16, 2)
+        panel, place = index // EDGE, index % EDGE
+        return tiles[panel, :, place // 16, :, place % 16].reshape(len(index), -1)[:, : self.inputs]
+
     def unpacked(self) -> Tensor:
         """(outputs, inputs) bfloat16: what the products use."""
         panels, steps = -(-self.outputs // EDGE), -(-self.inputs // EDGE)
