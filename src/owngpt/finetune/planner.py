@@ -25,7 +25,7 @@ PACKED_ROW = 512
 """Tokens of a row that short examples are packed into."""
 ROUNDED_TO = 16
 """Rows have a multiple of it, which matrix units like."""
-PASS_VALUES = 18_000_000
+PASS_VALUES = 12_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
 STEP_TOKENS = (256, 2048)
 """Of a step, at least and at most, while the examples are few."""

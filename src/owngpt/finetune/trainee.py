@@ -48,7 +48,7 @@ class Trainee:
         """
         lora = None
         if recipe.lora is not None:
-            lora = attach(network, recipe.lora, load_family(base.path), seed=recipe.seed)
+            lora = attach(network, recipe.lora, load_family(base.path), seed=recipe.seed, int8=recipe.int8_base)
         else:
             for parameter in network.parameters():
                 parameter.requires_grad_(True)
