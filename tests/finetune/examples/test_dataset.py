@@ -197,6 +197,12 @@ def test_duplicates_encodings_and_empty_files_are_said(tmp_path: Path) -> None:
     assert any(note.endswith("b.jsonl is empty") for note in examples.summary.notes)
 
 
+def test_a_long_broken_beginning_does_not_hide_the_layout(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", ["<html>"] * 150 + [json.dumps(row) for row in chats(2)])
+    examples = open_examples([path], skip_bad=True)
+    assert examples.sentence().startswith("2 chats, 2.5 turns each; 150 rows refused: line 1: not valid JSON")
+
+
 def test_nothing_to_learn_from_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="b.jsonl holds no rows"):
         open_examples([write(tmp_path / "b.jsonl", [])])

@@ -184,7 +184,9 @@ def test_texts_and_labels() -> None:
     assert read("text", {"text": "Once."}) == PlainText("Once.", HERE)
     assert read("text", "Once.") == PlainText("Once.", HERE)
     assert read("label", {"review": "Great", "label": 1}) == Labelled("Great", "1", HERE)
+    assert read("label", {"review": "Great", "label": 1.0}) == Labelled("Great", "1", HERE)
     assert read("label", {"text": "好", "类别": " 好评 "}) == Labelled("好", "好评", HERE)
+    assert reason("label", {"text": "x", "label": 0.5}) == "the label is a number"
     assert reason("label", {"text": "x", "label": " "}) == "the label is empty"
     assert reason("text", {"text": "  "}) == "the text is empty"
 

@@ -104,6 +104,8 @@ def _text(fields: Fields, origin: Origin, tags: Tags) -> Example:
 def _label(fields: Fields, origin: Origin, tags: Tags) -> Example:
     column, label = LAYOUTS["label"].column(fields, "text"), field(fields, "label")
     text = None if column is None else fields[column]
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)  # a column of whole numbers in which some are missing
     if isinstance(label, bool | int):
         label = str(label)
     return Labelled(text_of(text, "text"), text_of(label, "label").strip(), origin)

@@ -50,7 +50,8 @@ class Part:
         Raises:
             UsageError: the rows do not tell, or do not have the columns that were named.
         """
-        rows = list(islice(read_rows(self.file, ReadLog()), PROBED_ROWS))
+        readable = (row for row in read_rows(self.file, ReadLog()) if not isinstance(row.values, Fault))
+        rows = list(islice(readable, PROBED_ROWS))
         found: Detected | None
         if self.layout is None:
             found = detect(self.file.name, rows, self.columns, wanted)
