@@ -6,6 +6,8 @@ Shape letters: B batch, T time (tokens), C hidden size, H query heads, G key-val
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -99,6 +101,20 @@ class Block(nn.Module):
         return x
 
 
+@contextmanager
+def _mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, the module is in training mode, or in evaluation mode."""
+    before = module.training
+    if before == training:
+        yield
+        return
+    module.train(training)
+    try:
+        yield
+    finally:
+        module.train(before)
+
+
 class GPT(nn.Module):
     """A causal language model over token ids.
 
@@ -167,11 +183,11 @@ class GPT(nn.Module):
         """One layer, of which only the input is kept for the backward pass where :attr:`checkpointing` (arXiv 1604.06174)."""
         if not self.checkpointing or not torch.is_grad_enabled():
             return block(x, update, rotation, context, self.dropout)  # type: ignore[no-any-return]
-        uses = self.dropout.uses
+        uses, training = self.dropout.uses, block.training
 
         def again() -> tuple[Tensor, Tensor | None]:
             self.dropout.uses = uses  # the same elements are dropped
-            with suspended():
+            with suspended(), _mode(block, training):  # the model's may be another by the time of the backward pass
                 return block(x, update, rotation, context, self.dropout)  # type: ignore[no-any-return]
 
         from torch.utils.checkpoint import checkpoint  # not at the top: it takes a while, and few need it

@@ -138,6 +138,25 @@ def test_dropout_is_silent_so_that_policy_and_reference_agree_at_the_start(tmp_p
     assert model.training
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_layers_that_are_computed_twice_drop_nothing_the_second_time_either(tmp_path: Path, name: PreferenceLoss) -> None:
+    """The backward pass comes when the model is in training mode again."""
+    store = pairs_store(tmp_path)
+
+    def gradients(checkpointing: bool) -> dict[str, Tensor]:
+        model = make_model(dropout=0.5)
+        model.checkpointing = checkpointing
+        lora = attach(model, LoraSettings(rank=4, dropout=0.5), family_named("qwen3"), seed=0)
+        objective = Preference(PreferenceSettings(name), reference=lora.off)
+        module = TrainModule(model, ADAMW, dtype=None, objective=objective)
+        module.run([held_out_pairs(store, context_length=40, batch_size=5)[0]], 1.0)  # away from updates of zero
+        return module._gradients(held_out_pairs(store, context_length=40, batch_size=5), 1 / 10)[1]
+
+    once, twice = gradients(False), gradients(True)
+    for key, gradient in once.items():
+        torch.testing.assert_close(twice[key], gradient, rtol=1e-5, atol=1e-6)
+
+
 def test_every_epoch_shows_each_pair_once_and_a_resumed_stream_goes_on(tmp_path: Path) -> None:
     store = pairs_store(tmp_path, 9)
     reference = torch.arange(9.0)[:, None].expand(9, 2).contiguous()
