@@ -133,13 +133,13 @@ def freeze(weight: Tensor, *, int8: bool = False) -> FrozenWeight:
     return Int8Weight(weight) if int8 else PackedTwice(weight)
 
 
-def forward_product(x: Tensor, weight: Tensor | FrozenWeight) -> Tensor:
-    """x W^T: x (n, in) → (n, out) in the type of ``x``; W (out, in)."""
+def forward_product(x: Tensor, weight: Tensor | FrozenWeight, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b: x (n, in) → (n, out) in the type of ``x``; W (out, in), b (out,)."""
     if isinstance(weight, Tensor):
-        return product(x, weight.t())
+        return product(x, weight.t(), bias)
     y = x.new_empty(len(x), weight.outputs)
-    none = None, None, None, None, 0, 0, 0.0, None
-    library.call("low_rank", x.contiguous(), weight.forward, *none, y, len(x), weight.inputs, weight.outputs)
+    bias = None if bias is None else bias.float().contiguous()
+    library.call("frozen_product", x.contiguous(), weight.forward, bias, y, len(x), weight.outputs, weight.inputs)
     return y
 
 
@@ -148,9 +148,5 @@ def input_product(d_y: Tensor, weight: Tensor | FrozenWeight, out: Tensor) -> Te
     if isinstance(weight, Tensor):
         return product(d_y, weight, out=out)
     assert out.is_contiguous()
-    none = None, None, 0, 0, 0.0
-    library.call(
-        "low_rank_backward", d_y.contiguous(), None, None, weight.backward, None, *none, out, None, None, len(d_y), weight.inputs,
-        weight.outputs,
-    )  # fmt: skip
+    library.call("frozen_product", d_y.contiguous(), weight.backward, None, out, len(d_y), weight.inputs, weight.outputs)
     return out

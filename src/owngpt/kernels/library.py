@@ -27,6 +27,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "product": (_P, _L, _I, _P, _L, _I, _P, _P, _L, _L, _L, _L, _I),
     "pack_frozen": (_P, _L, _I, _L, _L, _P, _I),
     "pack_frozen_int8": (_P, _P, _L, _L, _I, _P, _I),
+    "frozen_product": (_P, _P, _P, _P, _L, _L, _L, _I),
     "low_rank": (_P, _P, _P, _P, _P, _P, _L, _L, _F, _P, _P, _L, _L, _L, _I),
     "low_rank_backward": (_P, _P, _P, _P, _P, _P, _P, _L, _L, _F, _P, _P, _P, _L, _L, _L, _I),
     "orthogonalise": (_P, _P, _L, _L, _L, _P, _I, _I),

@@ -47,11 +47,18 @@ def block_gradient(logits: Tensor, targets: Tensor, scale: float, want_gradient:
     return losses, (gradient * (scale * seen)[:, None]).to(logits.dtype)
 
 
+def _rows_at_once(rows: int, most: int, trained: bool) -> int:
+    """Of the head's products: as many as may be where a gradient is added up, else blocks of one size, whole tiles."""
+    if trained or most < 32:
+        return max(1, most)
+    return -(-rows // (-(-rows // most) * 32)) * 32 if rows > most else most
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor, scale: float) -> Tensor:
         want_gradient, want_weight = ctx.needs_input_grad[0] or ctx.needs_input_grad[1], ctx.needs_input_grad[1]
-        rows = max(1, (BLOCK_VALUES if want_weight else FROZEN_BLOCK_VALUES) // weight.shape[0])
+        rows = _rows_at_once(len(targets), (BLOCK_VALUES if want_weight else FROZEN_BLOCK_VALUES) // weight.shape[0], want_weight)
         blocks = range(0, len(targets), rows)
         total = torch.zeros((), dtype=torch.float64 if hidden.device.type != "mps" else torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if want_gradient else None

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from owngpt.kernels import library
-from owngpt.kernels.frozen import FrozenWeight
+from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
 from owngpt.kernels.linear import product, weight_gradient
 from owngpt.kernels.remake import Recipe, recipe_of
 
@@ -53,18 +53,30 @@ def low_rank_product(x: Tensor, down: Tensor, up: Tensor, spans: Spans, scale: f
 
 def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
     """x W^T + b over a packed weight: x (..., in) bfloat16 → (..., out)."""
-    none = x.new_empty(0)
-    return _Frozen.apply(x, weight, bias, none, none, (), 0.0, None)  # type: ignore[no-any-return]
+    return _Frozen.apply(x, weight, bias)  # type: ignore[no-any-return]
 
 
 def frozen_low_rank_linear(
     x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
 ) -> Tensor:
     """:func:`low_rank_linear` over a packed weight, x (..., in) bfloat16; each direction is one call of a kernel."""
-    return _Frozen.apply(x, weight, bias, down, up, spans, scale, recipe_of(x) if x.is_contiguous() else None)  # type: ignore[no-any-return]
+    return _FrozenLowRank.apply(x, weight, bias, down, up, spans, scale, recipe_of(x) if x.is_contiguous() else None)  # type: ignore[no-any-return]
 
 
 class _Frozen(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return forward_product(x.reshape(-1, weight.inputs), weight, bias).view(*x.shape[:-1], weight.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        d_x = d_y.new_empty(*d_y.shape[:-1], ctx.weight.inputs)
+        input_product(d_y.reshape(-1, ctx.weight.outputs), ctx.weight, d_x.view(-1, ctx.weight.inputs))
+        return d_x, None, None
+
+
+class _FrozenLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float,
@@ -72,13 +84,13 @@ class _Frozen(torch.autograd.Function):
     ) -> Tensor:  # fmt: skip
         x, small_down, small_up = x.contiguous(), down.to(x.dtype), up.to(x.dtype)
         bias = None if bias is None else bias.float().contiguous()
-        rows, rank = x.numel() // weight.inputs, up.shape[1] if spans else 0
+        rows, rank = x.numel() // weight.inputs, up.shape[1]
         hidden, y = x.new_empty(rows, len(spans) * rank), x.new_empty(*x.shape[:-1], weight.outputs)
         library.call(
             "low_rank", x, weight.forward, bias, small_down, small_up, _table(spans),
             len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
         )  # fmt: skip
-        kept = (x if spans else None,) if recipe is None else recipe.sources
+        kept = (x,) if recipe is None else recipe.sources
         ctx.save_for_backward(hidden, small_down, small_up, *kept)
         ctx.make = None if recipe is None else recipe.make
         ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.types = weight, spans, rank, scale, (down.dtype, up.dtype)
@@ -92,13 +104,10 @@ class _Frozen(torch.autograd.Function):
         d_y = d_y.contiguous()
         d_x = d_y.new_empty(*d_y.shape[:-1], weight.inputs) if ctx.needs_input_grad[0] else None
         d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
-        if d_x is not None or spans:
-            library.call(
-                "low_rank_backward", d_y, x, hidden, weight.backward, down, up, _table(spans), len(spans), ctx.rank, ctx.scale,
-                d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
-            )  # fmt: skip
-        if not spans:
-            return d_x, None, None, None, None, None, None, None
+        library.call(
+            "low_rank_backward", d_y, x, hidden, weight.backward, down, up, _table(spans), len(spans), ctx.rank, ctx.scale,
+            d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
+        )  # fmt: skip
         return d_x, None, None, d_down.to(ctx.types[0]), d_up.to(ctx.types[1]), None, None, None
 
 

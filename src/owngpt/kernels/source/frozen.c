@@ -9,7 +9,7 @@
 
 #ifdef __AMX_BF16__
 
-enum { PACKED_STEPS = 24, WHOLE_STEPS = 128, CACHED_STEPS = 9 /* each of 32 summed values */, SMALLEST_BLOCK = 128, LARGEST_BLOCK = 256, MOST_BLOCKS = 16 };
+enum { PACKED_STEPS = 24, WHOLE_STEPS = 128, CACHED_STEPS = 9 /* each of 32 summed values */, SMALLEST_BLOCK = 128, LARGEST_BLOCK = 256, MOST_BLOCKS = 16, TASKS_A_THREAD = 2 };
 
 typedef struct {
     const bf16 *weight;  /* packed for this product */
@@ -23,12 +23,6 @@ typedef struct {
 static int64_t block_of(int64_t rows) {
     int64_t tall = blocks(blocks(rows, MOST_BLOCKS), EDGE) * EDGE;
     return tall < SMALLEST_BLOCK ? SMALLEST_BLOCK : tall > LARGEST_BLOCK ? LARGEST_BLOCK : tall;
-}
-
-/* Nothing is added up over blocks where there are no updates: as large as leaves a block for each thread, for the weight is read for each. */
-static int64_t plain_block_of(int64_t rows, int threads) {
-    int64_t tall = blocks(blocks(rows, threads), EDGE) * EDGE;
-    return tall > LARGEST_BLOCK ? LARGEST_BLOCK : tall;
 }
 
 static inline int64_t whole_edges(int64_t count) { return blocks(count, EDGE) * EDGE; }
@@ -217,6 +211,35 @@ static size_t sums_of(int64_t strips, int64_t columns, int64_t depth, int packed
     return blocks(depth, EDGE) > chunk_of(depth, packed) ? (size_t)(strips * blocks(columns, EDGE) * PAIR) : PAIR;
 }
 
+/* Without an update: values (rows x depth) times packed panels, plus bias (a column each, or NULL), to rows x columns. A task is a slice of the
+ * columns, so that a large weight is read once by all threads together. Returns 0, or 1 without memory. */
+int owngpt_frozen_product(const bf16 *values, const bf16 *weight, const float *bias, bf16 *out, int64_t rows, int64_t columns, int64_t depth, int threads) {
+    int64_t tall = least(whole_edges(rows), LARGEST_BLOCK), down = blocks(rows, tall), panels = blocks(columns, EDGE), steps = blocks(depth, EDGE);
+    int64_t slices = least(panels, blocks(TASKS_A_THREAD * threads, down));
+    int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        size_t left_size = (size_t)(tall * chunk_of(depth, 0) * EDGE);
+        bf16 *left = aligned_alloc(64, left_size * sizeof(bf16) + sums_of(tall / EDGE, (blocks(panels, slices)) * EDGE, depth, 0) * sizeof(float));
+        if (!left) {
+#pragma omp atomic write
+            failed = 1;
+        }
+        tiles_begin();
+#pragma omp for schedule(dynamic)
+        for (int64_t task = 0; task < down * slices; task++) {
+            if (!left) continue;
+            int64_t row = task / slices * tall, first = panels * (task % slices) / slices, last = panels * (task % slices + 1) / slices;
+            Block block = {values + row * depth, depth, left, least(tall, rows - row), depth, weight + first * steps * PAIR, least(columns, last * EDGE) - first * EDGE,
+                           NULL, 0, NULL, NULL, NULL, bias ? bias + first * EDGE : NULL, out + row * columns + first * EDGE, columns};
+            whole_block(&block, (float *)(left + left_size));
+        }
+        tiles_end();
+        free(left);
+    }
+    return failed;
+}
+
 /* Forward */
 
 typedef struct {
@@ -268,11 +291,11 @@ static void hidden_block(const Layer *l, const bf16 *left, int64_t steps, int64_
 }
 
 /* x: rows x inputs; bias: outputs float32 or NULL; y: rows x outputs; hidden: rows x (spans * rank), s x A^T. weight: panels of outputs.
- * Without spans only x W^T + b. Returns 0, or 1 without memory. */
+ * Returns 0, or 1 without memory. */
 int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans, int64_t rank,
                     float scale, bf16 *hidden, bf16 *y, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Layer l = {weight, down, up, span, spans, rank, inputs, outputs, rows, scale};
-    int64_t steps = blocks(inputs, EDGE), width = spans * rank, tall = spans ? block_of(rows) : plain_block_of(rows, threads), strips = tall / EDGE, panels = blocks(outputs, EDGE);
+    int64_t steps = blocks(inputs, EDGE), width = spans * rank, tall = block_of(rows), strips = tall / EDGE, panels = blocks(outputs, EDGE);
     int64_t count = pack_up(&l, NULL, NULL, NULL), extra = spans * blocks(rank, EDGE);
     Packed packed = {0};
     packed.down = aligned_alloc(64, (size_t)(whole_edges(width) * steps * EDGE + count * PAIR + PAIR) * sizeof(bf16));
@@ -281,13 +304,13 @@ int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const 
     if (!failed) {
         packed.up = packed.down + whole_edges(width) * steps * EDGE;
         packed.from = packed.first + panels + 1;
-        if (width) owngpt_pack_frozen(down, inputs, 1, width, inputs, packed.down, 1);
+        owngpt_pack_frozen(down, inputs, 1, width, inputs, packed.down, 1);
         pack_up(&l, packed.first, packed.from, packed.up);
     }
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
-        size_t left_size = (size_t)(tall * (spans ? steps : chunk_of(inputs, 0)) * EDGE), extra_size = (size_t)(strips * extra * PAIR);
-        bf16 *left = aligned_alloc(64, (left_size + extra_size) * sizeof(bf16) + sums_of(strips, outputs, inputs, spans > 0) * sizeof(float));
+        size_t left_size = (size_t)(tall * steps * EDGE), extra_size = (size_t)(strips * extra * PAIR);
+        bf16 *left = aligned_alloc(64, (left_size + extra_size) * sizeof(bf16) + sums_of(strips, outputs, inputs, 1) * sizeof(float));
         if (!left) {
 #pragma omp atomic write
             failed = 1;
@@ -299,11 +322,9 @@ int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const 
             int64_t here = least(tall, rows - row);
             bf16 *strip = left + left_size;
             float *all = (float *)(strip + extra_size);
-            Block block = {width ? NULL : x + row * inputs, inputs, left, here, inputs, weight, outputs, width ? strip : NULL, extra, packed.up, packed.first, packed.from, bias, y + row * outputs, outputs};
-            if (width) {
-                pack_strips(x + row * inputs, inputs, here, inputs, left);
-                hidden_block(&l, left, steps, here, packed.down, hidden + row * width, strip);
-            }
+            Block block = {NULL, 0, left, here, inputs, weight, outputs, strip, extra, packed.up, packed.first, packed.from, bias, y + row * outputs, outputs};
+            pack_strips(x + row * inputs, inputs, here, inputs, left);
+            hidden_block(&l, left, steps, here, packed.down, hidden + row * width, strip);
             whole_block(&block, all);
         }
         tiles_end();
@@ -432,11 +453,11 @@ static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_
 }
 
 /* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. d_x: rows x inputs, or NULL; d_down: (spans * rank) x
- * inputs and d_up: (rows of all spans) x rank, float32. Without spans only dY W. Returns 0, or 1 without memory. */
+ * inputs and d_up: (rows of all spans) x rank, float32. Returns 0, or 1 without memory. */
 int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden, const bf16 *weight, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans,
                              int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Backward w = {{weight, down, up, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, 0, 0};
-    int64_t tall = spans ? block_of(rows) : plain_block_of(rows, threads), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
+    int64_t tall = block_of(rows), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
     for (int64_t p = 0; p < spans; p++) w.heights += span[2 * p + 1] - span[2 * p];
     w.part = w.width * inputs + rank * w.heights;
     int64_t ups = pack_up_over_outputs(&w.layer, NULL) * PAIR, downs = blocks(inputs, EDGE) * extra * PAIR;
@@ -445,7 +466,7 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
     int64_t panels = blocks(inputs, EDGE);
     w.first = malloc((size_t)(panels + 1 + panels * extra) * sizeof(int64_t));
     int failed = !packed || !w.parts || !w.first;
-    if (!failed && spans) {
+    if (!failed) {
         w.from = w.first + panels + 1;
         for (int64_t n = 0; n <= panels; n++) w.first[n] = n * extra;
         for (int64_t i = 0; i < panels * extra; i++) w.from[i] = i % extra;
@@ -455,8 +476,8 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
     }
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
-        size_t left_size = (size_t)(tall * (spans ? whole_edges(inputs > outputs ? inputs : outputs) : chunk_of(outputs, 0) * EDGE)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
-        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, spans > 0) * sizeof(float));
+        size_t left_size = (size_t)(tall * whole_edges(inputs > outputs ? inputs : outputs)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
+        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, 1) * sizeof(float));
         if (!left) {
 #pragma omp atomic write
             failed = 1;
@@ -467,21 +488,18 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
             if (!left) continue;
             int64_t row = b * tall, here = least(tall, rows - row);
             bf16 *small = left + left_size, *d_hidden = small + small_size;
-            if (spans) {
-                pack_strips(d_y + row * outputs, outputs, here, outputs, left);
-                hidden_gradient(&w, left, here, d_hidden);
-                pack_strips(d_hidden, w.width, here, w.width, small);
-            }
+            pack_strips(d_y + row * outputs, outputs, here, outputs, left);
+            hidden_gradient(&w, left, here, d_hidden);
             if (d_x) {
-                Block block = {spans ? NULL : d_y + row * outputs, outputs, left, here, outputs, weight, inputs, spans ? small : NULL, extra, w.down, w.first, w.from, NULL, d_x + row * inputs, inputs};
+                pack_strips(d_hidden, w.width, here, w.width, small);
+                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, w.down, w.first, w.from, NULL, d_x + row * inputs, inputs};
                 whole_block(&block, (float *)(d_hidden + small_size));
             }
-            if (!spans) continue;
             float *part = w.parts + b * w.part;
             up_gradient(&w, row, here, small, left, part + w.width * inputs);
             down_gradient(&w, d_hidden, x + row * inputs, here, small, left, part);
         }
-        if (spans && !failed) add_parts(&w, count, d_down, d_up);
+        if (!failed) add_parts(&w, count, d_down, d_up);
         tiles_end();
         free(left);
     }
