@@ -157,3 +157,19 @@ def test_general_text_is_mixed_in_and_kept(base: Path, rows: Path, tmp_path: Pat
     text.unlink()  # a resumed run needs no source any more
     again = finetune(output=tuned.output, resume=True, quiet=True)
     assert again.training["step"] == 4
+
+
+def test_a_handful_of_rows_works_and_is_called_few(base: Path, tmp_path: Path) -> None:
+    few = write_rows(tmp_path / "few.jsonl", chats(3))
+    tuned = finetune(base, few, output=tmp_path / "few", epochs=2, quiet=True)
+    assert tuned.training["validation_loss"] is None, "of so few none is held out"
+    assert tuned.plan["examples"] == 3
+    assert any("few" in warning or "only 3" in warning for warning in tuned.warnings)
+
+
+def test_an_adapter_is_tuned_on(tuned: FinetunedModel, rows: Path, tmp_path: Path) -> None:
+    second = finetune(tuned.output, rows, output=tmp_path / "second", steps=2, **OPTIONS)
+    named = json.loads((second.output / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert named == str(tuned.output)
+    ids = torch.tensor([[1, 50, 60, 70]])
+    assert not torch.equal(owngpt.load(second.output).logits(ids), owngpt.load(tuned.output).logits(ids))

@@ -111,7 +111,7 @@ def test_the_method_follows_from_the_rows_and_others_are_refused(base: Path, tmp
 
 
 def test_models_and_sources_that_are_not_there(base: Path, rows: Path, tmp_path: Path):
-    with pytest.raises(ModelFolderError, match="there is no model folder or file nowhere/model"):
+    with pytest.raises(ModelFolderError, match="there is no folder nowhere/model"):
         finetune("nowhere/model", rows, output=tmp_path / "out", quiet=True)
     with pytest.raises(OwnGPTError, match="nowhere.jsonl"):
         finetune(base, "nowhere.jsonl", output=tmp_path / "out", quiet=True, steps=1)
