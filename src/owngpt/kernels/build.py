@@ -45,8 +45,21 @@ class Library:
 
 LIBRARIES = {
     "training": Library(
-        ("activation", "attention", "frozen", "loss", "norm", "orthogonal", "permission", "product", "rotary", "update"), ("-O3",)
-    ),
+        (
+            "activation",
+            "attention",
+            "frozen",
+            "loss",
+            "low_rank",
+            "norm",
+            "orthogonal",
+            "permission",
+            "product",
+            "rotary",
+            "update",
+        ),
+        ("-O3",),
+    ),  # fmt: skip
     "inference": Library(("packed", "paged", "permission", "quantize", "rows", "sample", "steps"), ("-O1", "-ftree-vectorize")),
 }
 """Apart, and inference compiled with less effort (its loops are written out), so that who only wants an answer waits less."""
