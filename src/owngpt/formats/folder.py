@@ -6,7 +6,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -173,37 +173,46 @@ def _open_adapted(
         taken = take is not None
         return None if take is None else merging(take, stack.updates(config))
 
-    owns_tokenizer = any((folder / TOKENIZER_FILE).is_file() for folder in stack.adapters)
-    model, tokenizer, generation = _open_plain(stack.base, dtype, prepare_merged, needs_tokenizer and not owns_tokenizer)
+    own, template = _tokenizer_over(stack.adapters)
+    model, tokenizer, generation = _open_plain(
+        stack.base, dtype, prepare_merged, needs_tokenizer and own is None, own if template else None
+    )
     if not taken:
         for update in stack.updates(model.config):
             merge_adapter(model, update)
     for folder in stack.adapters:
-        tokenizer = _tokenizer_over(folder, tokenizer)
-        _check_vocabulary(folder, tokenizer, model.config)
         generation = load_generation_settings(folder) or generation
+    template = template or tokenizer.chat_template
+    tokenizer = own or tokenizer
+    if template != tokenizer.chat_template and not isinstance(tokenizer, NoTokenizer):
+        tokenizer = tokenizer.with_chat_template(template)
+    _check_vocabulary(stack.adapters[-1], tokenizer, model.config)
     return model, tokenizer, generation
 
 
-def _tokenizer_over(adapter: Path, tokenizer: Tokenizer) -> Tokenizer:
-    """An adapter's own tokenizer and chat template; what it has not is the base's."""
-    if (adapter / TOKENIZER_FILE).is_file():
-        own = Tokenizer.load(adapter)
-        return own if own.chat_template else own.with_chat_template(tokenizer.chat_template)
-    template, _ = read_templates(adapter, None)
-    return tokenizer.with_chat_template(template) if template and not isinstance(tokenizer, NoTokenizer) else tokenizer
+def _tokenizer_over(adapters: Sequence[Path]) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer and the chat template of the adapter folders, those of the last that has any; None where none has."""
+    template = None
+    for folder in reversed(adapters):
+        if (folder / TOKENIZER_FILE).is_file():
+            own = Tokenizer.load(folder)
+            return own, template or own.chat_template
+        template = template or read_templates(folder, None)[0]
+    return None, template
 
 
 def _open_plain(
-    path: Path, dtype: torch.dtype | None, prepare: Prepare | None, needs_tokenizer: bool
+    path: Path, dtype: torch.dtype | None, prepare: Prepare | None, needs_tokenizer: bool, tokenizer: Tokenizer | None = None
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
+    """:param tokenizer: to be taken instead of the model's."""
     if (file := gguf_file(path)) is not None:
         from owngpt.formats.gguf import load_gguf  # not at the top: it is built on this file, and folders do not need it
 
-        return load_gguf(file, dtype=dtype, prepare=prepare)
+        return load_gguf(file, dtype=dtype, prepare=prepare, tokenizer=tokenizer)
     config = load_config(path)
-    known = needs_tokenizer or (path / TOKENIZER_FILE).is_file()
-    tokenizer = Tokenizer.load(path) if known else NoTokenizer(path)
+    if tokenizer is None:
+        known = needs_tokenizer or (path / TOKENIZER_FILE).is_file()
+        tokenizer = Tokenizer.load(path) if known else NoTokenizer(path)
     _check_vocabulary(path, tokenizer, config)
     return load_weights(path, config, dtype=dtype, prepare=prepare), tokenizer, load_generation_settings(path)
 

@@ -26,23 +26,29 @@ SAMPLING = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": 
 
 
 def load_gguf(
-    path: str | Path, *, dtype: torch.dtype | None = torch.float32, prepare: Prepare | None = None
+    path: str | Path,
+    *,
+    dtype: torch.dtype | None = torch.float32,
+    prepare: Prepare | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> tuple[GPT, Tokenizer, dict[str, Any]]:
     """Open a GGUF file.
 
     :param dtype: of the parameters in memory, into which quantized tensors are unpacked; None leaves them as most are stored,
         and float32 where they are quantized.
     :param prepare: says what becomes of each tensor, see :data:`owngpt.formats.weights.Prepare`.
+    :param tokenizer: to be taken instead of the file's.
     :returns: the model, on the CPU and in evaluation mode, its tokenizer, and what a generation_config.json would say.
     :raises ModelFolderError: the file is damaged, or of a kind that is not implemented; one sentence says what.
     """
     header = read_header(path)
     values, config, tensors = _described(header)
     with ThreadPoolExecutor(1) as pool:  # most of both happens without the interpreter's lock
-        reading = pool.submit(read_tokenizer, header)
+        reading = pool.submit(read_tokenizer, header) if tokenizer is None else None
         family, take = family_named(values["model_type"]), prepare and prepare(config)
         state = load_state(tensors, family, config, dtype or stored_dtype(tensors), take)
-        tokenizer = reading.result()
+        tokenizer = tokenizer if reading is None else reading.result()
+    assert tokenizer is not None
     if tokenizer.vocab_size > config.vocab_size:
         raise ModelFolderError(
             f"{path}: its tokenizer has {tokenizer.vocab_size} ids, its model only {config.vocab_size} embeddings; "
