@@ -43,23 +43,11 @@ class Library:
     flags: tuple[str, ...]
 
 
+TRAINING = (
+    "activation", "attention", "frozen", "loss", "low_rank", "norm", "orthogonal", "permission", "product", "rotary", "update",
+)  # fmt: skip
 LIBRARIES = {
-    "training": Library(
-        (
-            "activation",
-            "attention",
-            "frozen",
-            "loss",
-            "low_rank",
-            "norm",
-            "orthogonal",
-            "permission",
-            "product",
-            "rotary",
-            "update",
-        ),
-        ("-O3",),
-    ),  # fmt: skip
+    "training": Library(TRAINING, ("-O3",)),
     "inference": Library(("packed", "paged", "permission", "quantize", "rows", "sample", "steps"), ("-O1", "-ftree-vectorize")),
 }
 """Apart, and inference compiled with less effort (its loops are written out), so that who only wants an answer waits less."""
