@@ -68,6 +68,10 @@ def test_writing_ends_with_the_time(tmp_path: Path, network: GPT, words: Tokeniz
     assert 0 < store.stats.tokens < 10_000_000
 
 
+def test_without_any_time_there_is_still_something(tmp_path: Path, network: GPT, words: Tokenizer) -> None:
+    assert made(tmp_path / "store", network, words, None, tokens=10_000, seconds=0.0).stats.learned >= 8
+
+
 def test_a_folder_of_text_is_drawn_from_all_over(tmp_path: Path, network: GPT, words: Tokenizer) -> None:
     for number in range(8):
         (tmp_path / f"{number}.txt").write_text(f"{number} is the number of this text. " * 300, encoding="utf-8")

@@ -47,13 +47,13 @@ def written_texts(
     the languages that it knows.
 
     :param tokens: of all texts together, about.
-    :param deadline: of ``time.monotonic()``: what was written until then is used.
+    :param deadline: of ``time.monotonic()``: what was written until then is used, and there is always something.
     """
     languages = _languages(network, tokenizer)
     pool = _prompts(tokenizer, prompts("openings", languages), prompts("questions", languages), context_length)
     generator = np.random.default_rng(seed % 2**32)
     longest = min(context_length, max(len(prompt) for prompt in pool) + LENGTH)
-    written = 0
+    written = useful = 0
     with open_writer(network, tokenizer, longest=longest, most=MOST_ROWS) as (engine, rows):
         number = 0
         while written < tokens:
@@ -69,8 +69,9 @@ def written_texts(
                 text = _encoded(prompt, _read(stream, deadline), number)
                 written += len(text)
                 if text.targets >= LEAST:
+                    useful += 1
                     yield text
-            if deadline is not None and time.monotonic() >= deadline:
+            if useful and deadline is not None and time.monotonic() >= deadline:
                 return
 
 
@@ -93,14 +94,14 @@ def _prompts(
 
 
 def _read(stream: Stream, deadline: float | None) -> list[int]:
-    """The tokens that were written until the end, which is among them, or until the deadline."""
+    """The tokens that were written until the end, which is among them, or until the deadline; a few even after it."""
     token_ids: list[int] = []
     for event in stream:
         if isinstance(event, Failed):
             raise event.error
         if isinstance(event, Piece):
             token_ids.append(event.token_id)
-        if deadline is not None and time.monotonic() > deadline:
+        if deadline is not None and time.monotonic() > deadline and len(token_ids) >= LEAST:
             stream.cancel()
     return token_ids
 
