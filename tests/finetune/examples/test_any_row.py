@@ -41,7 +41,7 @@ FIELDS += ["system", "tools", "chosen", "rejected", "text", "label", "context"]
 ROWS = st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=6)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(ROWS | VALUES)
 def test_every_layout_gives_an_example_or_a_fault(row: Any) -> None:
     for layout in LAYOUTS.values():
