@@ -58,7 +58,8 @@ class OwnGPT:
         """Learn from random rows: seconds and the loss before the update."""
         rows = torch.from_numpy(random_rows(self.spec, seed))
         began = time.perf_counter()
-        loss = self.module.run([Batch(rows[:, :-1], rows[:, 1:], None, 0.0)], 1.0).loss
+        # A row a pass, as the planner of `owngpt finetune` does for rows of this length: the memory is that of one.
+        loss = self.module.run([Batch(row[None, :-1], row[None, 1:], None, 0.0) for row in rows], 1.0).loss
         return {"loss": loss, "seconds": time.perf_counter() - began}
 
     def encode(self, chats: Chats) -> list[tuple[list[int], list[bool]]]:

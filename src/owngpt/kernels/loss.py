@@ -74,6 +74,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if want_weight:
                 d_part = weight_gradient(gradient, part)
                 d_weight = d_part if len(blocks) == 1 else d_part.float() if d_weight is None else d_weight.add_(d_part)
+            del gradient  # before the next block's are made
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.weight_type = weight.dtype
         return (total * scale).float()
