@@ -123,6 +123,12 @@ def test_what_is_off_about_the_examples_is_named(name: str, facts: RunFacts, wor
     assert list(said) == [name] and words in said[name]
 
 
+def test_a_model_that_repeats_itself_less_than_before_is_still_told_of() -> None:
+    before = measured(answers=tuple(answered(index, loops=True) for index in range(20)))
+    after = replace(BETTER, answers=tuple(answered(index, loops=index < 4) for index in range(20)))
+    assert "20% of the answers" in (said := named(before, after)["repeats itself"]) and "--repetition-penalty" in said
+
+
 def test_facts_are_read_from_stores_and_plans() -> None:
     train = {"examples": 5, "tokens": 70, "learned": 30, "labelled": 0, "dropped": {"count": 2, "first": ["a:1"]}}
     facts = RunFacts.of({"train": train}, {"course": {"learning_rate": 3e-4}, "lora": {"rank": 8}, "replay": 0.1})

@@ -156,11 +156,14 @@ def _endless(comparison: Comparison, after: Measurement) -> Iterator[Concern]:
 
 def _repeating(comparison: Comparison) -> Iterator[Concern]:
     line = comparison.line("loops")
-    if line is None or line.after <= MOST_LOOPS or line.after < line.before:
+    if line is None or line.after <= MOST_LOOPS:
         return
+    change = "Take fewer passes or a lower learning rate, and remove repeated examples."
+    if line.after < line.before:
+        change = "Train for longer or on more examples; until then, --repetition-penalty 1.1 helps when it writes."
     yield Concern(
         "repeats itself", f"{line.after:.0%} of the answers end by saying the same again and again ({line.before:.0%} before).",
-        "Take fewer passes or a lower learning rate, and remove repeated examples.",
+        change,
     )  # fmt: skip
 
 
