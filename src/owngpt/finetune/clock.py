@@ -10,6 +10,10 @@ from owngpt.finetune.planner import Facts
 
 MEASURE_SHARE = 0.08
 """Of the budget for each of the two measurements, at most."""
+LATE_SHARE = 0.1
+"""Of what is left, when the first measurement begins."""
+MOST_LATER = 2.0
+"""Times the share of a measurement."""
 PROBE_SHARE = 0.02
 """Of the budget, for finding out how fast this machine learns."""
 REPLAY_SHARE = 0.05
@@ -38,8 +42,10 @@ class Clock:
 
     @property
     def measuring(self) -> float | None:
-        """Seconds for one measurement."""
-        return None if self.budget is None else MEASURE_SHARE * self.budget
+        """Seconds for the first measurement; less where reading the examples took long."""
+        if self.budget is None:
+            return None
+        return max(0.5, min(MEASURE_SHARE * self.budget, LATE_SHARE * (self.budget - self.elapsed)))
 
     @property
     def probing(self) -> float:
@@ -57,13 +63,18 @@ class Clock:
         :param measured: that the first measurement took.
         """
         assert self.budget is not None
-        return self.budget - self.elapsed - SAVE_SECONDS - LATER * measured
+        return self.budget - self.elapsed - SAVE_SECONDS - self._later(measured)
 
     def measuring_again(self, measured: float) -> float | None:
         """Seconds for the last measurement: as long as the first, or what is left when the run came late to its end."""
         if self.budget is None:
             return None
-        return max(0.5, min(LATER * measured, self.budget - self.elapsed - SAVE_SECONDS / 2))
+        return max(0.5, min(self._later(measured), self.budget - self.elapsed - SAVE_SECONDS / 2))
+
+    def _later(self, measured: float) -> float:
+        """Seconds kept for the last measurement; one that was slow because the machine was busy is not taken as a measure."""
+        assert self.budget is not None
+        return min(LATER * measured, MOST_LATER * MEASURE_SHARE * self.budget)
 
     def check(self, learning: float) -> None:
         """

@@ -20,11 +20,21 @@ from owngpt.finetune.batches import ReplaySource
 from owngpt.finetune.card import card
 from owngpt.finetune.clock import Clock, reference_seconds
 from owngpt.finetune.feed import Feed, References
+from owngpt.finetune.lora import check_attachable
 from owngpt.finetune.material import Material
 from owngpt.finetune.objectives.classification import attach_head
 from owngpt.finetune.output import save, save_card
 from owngpt.finetune.plan import FinetunePlan
-from owngpt.finetune.planner import Facts, budget_seconds, context_limit, make_plan, make_recipe, most_examples, shape_of
+from owngpt.finetune.planner import (
+    Facts,
+    budget_seconds,
+    context_limit,
+    lora_settings,
+    make_plan,
+    make_recipe,
+    most_examples,
+    shape_of,
+)
 from owngpt.finetune.rehearsal.replay import replay_store
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
@@ -32,6 +42,7 @@ from owngpt.finetune.result import FinetunedModel
 from owngpt.finetune.store import ExampleStore
 from owngpt.finetune.trainee import Trainee, open_base
 from owngpt.formats.base import BaseModel
+from owngpt.formats.folder import load_family
 from owngpt.kernels.machine import describe_machine
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
@@ -85,8 +96,8 @@ class Job:
             network, tokenizer = self._open()
             material = (materials.kept(self._data) if self.record else None) or self._prepare(self._data, tokenizer)
             network = self._with_head(network, material)
-            before = self._before(material, network)
             replay = self._replay(material, network, tokenizer)
+            before = self._before(material, network)
             plan, trainee = self._agreed_plan(material, network, before.seconds)
             trainer = self._trainer(plan, trainee, material, replay, before.seconds, lock)
             return self._finish(plan, trainee, material, before, trainer.run().to_dict())
@@ -101,6 +112,8 @@ class Job:
         """The base, once: a GGUF file's tokenizer takes as long as its weights."""
         network, tokenizer = open_base(self.base, self._dtype(), self.device)
         _ = tokenizer.end_of_text_id  # one that ends no text, or that is not there, is refused
+        if (lora := lora_settings(self.settings)) is not None:  # refused now, not after minutes of measuring
+            check_attachable(network, lora, load_family(self.base.path), int8=self.settings.int8_base)
         return network, tokenizer
 
     def _with_head(self, network: GPT, material: Material) -> GPT:

@@ -165,6 +165,18 @@ class Lora:
             layer.take(update.down, update.up, update.magnitude)
 
 
+def check_attachable(model: GPT, settings: LoraSettings, family: Family, *, int8: bool = False) -> None:
+    """Whether :func:`attach` would work with the same arguments; nothing is changed.
+
+    :raises UsageError: as there.
+    """
+    if int8 and not can_freeze(model.embedding.weight):
+        raise UsageError(
+            "--int8-base needs a model in bfloat16 and a processor with matrix tiles (AMX), which this is not; leave it out"
+        )
+    _chosen(_targets(model, family), settings.targets)
+
+
 def attach(model: GPT, settings: LoraSettings, family: Family, *, seed: int, int8: bool = False) -> Lora:
     """Freeze a model and put low-rank updates over its matrices, in place. It computes as before until they are trained.
 
@@ -172,10 +184,7 @@ def attach(model: GPT, settings: LoraSettings, family: Family, *, seed: int, int
     :param int8: keep the frozen matrices of the blocks in 8 bits.
     :raises UsageError: a target is not a matrix of this model; those that are, are named. Or int8 is not possible here.
     """
-    if int8 and not can_freeze(model.embedding.weight):
-        raise UsageError(
-            "--int8-base needs a model in bfloat16 and a processor with matrix tiles (AMX), which this is not; leave it out"
-        )
+    check_attachable(model, settings, family, int8=int8)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     entries = _targets(model, family)
