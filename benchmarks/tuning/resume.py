@@ -5,81 +5,107 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from process import CommandFailedError, owngpt, run
 from report import console, print_table
 
+from owngpt.config.finetuning import FinetuneConfig
+from owngpt.config.run_record import RUN_FILE, RunRecord
+from owngpt.errors import OwnGPTError
+from owngpt.finetune.start import finetune
+from owngpt.train.checkpoint import step_of
+from owngpt.train.output import CHECKPOINTS, RUN
 from tuning.side import Chats, TuneSpec
 
 LIMIT = 900.0
 WEIGHTS = ("adapter_model.safetensors", "model.safetensors")
-METHODS: dict[str, tuple[str, ...]] = {
-    "sft, LoRA": ("--method", "sft", "--lora-dropout", "0.1"),
-    "sft, full": ("--method", "sft", "--full"),
-    "dpo": ("--method", "dpo"),
-    "ipo": ("--method", "ipo"),
-    "orpo": ("--method", "orpo"),
-    "classify": ("--method", "classify"),
+METHODS: dict[str, dict[str, Any]] = {
+    "sft, LoRA": {"method": "sft", "lora_dropout": 0.1},
+    "sft, full": {"method": "sft", "lora": False},
+    "dpo": {"method": "dpo"},
+    "ipo": {"method": "ipo"},
+    "orpo": {"method": "orpo"},
+    "classify": {"method": "classify"},
 }
+SHAPE = {"batch_size": 2, "context_length": 256, "overflow": "drop", "pack": False}
+"""Small steps; the rows of the default examples fit, whatever the tokenizer."""
 
 
 def resume(ours: TuneSpec, chats: Chats, steps: int, kills: int) -> dict[str, Any]:
-    """Every method, ``steps`` small steps; killed ``kills`` times at moments spread over the run, and resumed."""
+    """Every method, ``steps`` small steps with a checkpoint after each; killed ``kills`` times on the way, and resumed."""
     rows, results = [], {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
         for name, options in METHODS.items():
             console.print(f"[dim]resume: {name}[/]", highlight=False)
-            data = _data(options[1], chats, folder)
-            dial = ("--steps", str(steps), "--batch-size", "2", "--context-length", "128", "--overflow", "drop", "--no-pack")
-            command = ("finetune", ours.path, data, *options, *dial, "--json")
-            whole = folder / f"{len(results)}-whole"
-            seconds = run(owngpt(*command, "-o", whole), limit=LIMIT).seconds
-            killed = folder / f"{len(results)}-killed"
-            died = _killed(owngpt(*command, "-o", killed), seconds, kills, killed)
-            same = _weights(whole) == _weights(killed)
-            results[name] = {"same": same, "killed": died, "seconds": seconds}
-            rows.append((name, str(died), "identical" if same else "NOT identical"))
-    met = all(result["same"] and result["killed"] for result in results.values())
+            folder = Path(temporary) / str(len(results))
+            try:
+                results[name] = _one(ours.path, chats, {**SHAPE, **options, "steps": steps}, kills, folder)
+            except (OwnGPTError, CommandFailedError) as error:  # the other methods are still worth their time
+                console.print(str(error), highlight=False, markup=False)
+                results[name] = {"same": False, "killed": 0, "error": str(error)}
+            died = results[name]["killed"]
+            rows.append((name, str(died), "identical" if results[name]["same"] else "NOT identical"))
+    met = all(result["same"] and result["killed"] == kills for result in results.values())
     title = f"{steps} steps, killed with SIGKILL and resumed: the weights that are written"
     print_table(title, ("method", "times killed", "bits"), rows, (f"{'met' if met else 'NOT met'}: bit-identical",))
     return {"steps": steps, "methods": results, "met": met}
 
 
-def _killed(command: Sequence[str], seconds: float, kills: int, output: Path) -> int:
-    """Run a command that is killed while it trains, as often as that works out, then to its end; how often it was."""
-    resumed = owngpt("finetune", "--resume", "-o", output, "--json")
+def _one(model: str, chats: Chats, options: dict[str, Any], kills: int, folder: Path) -> dict[str, Any]:
+    """The same run left alone and killed."""
+    folder.mkdir()
+    data = _data(options["method"], chats, folder)
+    whole = _described(model, data, options, folder / "whole")
+    killed = Path(shutil.copytree(whole, folder / "killed"))
+    finished = run(_command(whole), limit=LIMIT)
+    died = _killed(killed, kills, options["steps"])
+    found = _weights(whole)
+    return {"same": bool(found) and found == _weights(killed), "killed": died, "seconds": finished.seconds}
+
+
+def _described(model: str, data: Path, options: dict[str, Any], output: Path) -> Path:
+    """A run that has not begun, planned as `--dry-run` plans it, with a checkpoint after every step."""
+    plan = finetune(model, data, output=output, dry_run=True, quiet=True, **options).plan
+    plan["course"] |= {"checkpoint_seconds": 0.0, "evaluation_interval": 2}
+    (output / RUN).mkdir(parents=True)
+    record = RunRecord([str(data)], asdict(FinetuneConfig(**options)), plan, verb="finetune", model=model)
+    record.write(output / RUN / RUN_FILE)
+    return output
+
+
+def _command(output: Path) -> list[str]:
+    return owngpt("finetune", "--resume", "-o", output, "--json")
+
+
+def _killed(output: Path, kills: int, steps: int) -> int:
+    """Run to its end what is killed on its way, after checkpoints spread over its steps; how often it was."""
     died = 0
     for kill in range(kills):
-        began = output / "run" / "metrics.jsonl"
-        process = subprocess.Popen(
-            command if not died else resumed, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
-        wanted = _lines(began) + 1 + kill
-        while process.poll() is None and _lines(began) < wanted:
-            time.sleep(0.02)
+        after = 1 + kill * (steps - 1) // kills
+        process = subprocess.Popen(_command(output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and _step(output) < after:
+            time.sleep(0.01)
         if process.poll() is not None:
             break
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         died += 1
-    try:
-        run(resumed if died else command, limit=LIMIT + seconds)
-    except CommandFailedError:
-        if not (output / "README.md").exists():  # it was over before it could be killed once more
-            raise
+    run(_command(output), limit=LIMIT)
     return died
 
 
-def _lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+def _step(output: Path) -> int:
+    """Of the newest whole checkpoint; 0 where there is none."""
+    found = (output / RUN / CHECKPOINTS).glob("step-*/manifest.json")
+    return max((step_of(manifest.parent) for manifest in found), default=0)
 
 
 def _weights(folder: Path) -> dict[str, str]:
