@@ -13,14 +13,14 @@ from torch import Tensor
 
 from owngpt import __version__
 from owngpt.data.batches import Batch
-from owngpt.finetune.batches import make_batch
-from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.adapter.lora import LoraSettings, attach
 from owngpt.finetune.examples.example import Chat, Origin
-from owngpt.finetune.lora import LoraSettings, attach
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings, answers
 from owngpt.finetune.objectives.preference_batch import PreferenceBatch
 from owngpt.finetune.objectives.supervised import Supervised
-from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.batches import make_batch
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.formats.folder import load_family, load_model
 from owngpt.formats.weights import export_state
 from owngpt.train.optimizer import OptimizerSettings

@@ -12,7 +12,7 @@ from tests.finetune.small_runs import SHAPE, chats, labelled, write_base, write_
 import owngpt
 from owngpt.config.run_record import read_configuration
 from owngpt.errors import UsageError
-from owngpt.finetune.classifier import Classifier
+from owngpt.finetune.objectives.classifier import Classifier
 from owngpt.finetune.result import FinetunedModel
 from owngpt.finetune.start import finetune
 from owngpt.train.metrics import read_lines

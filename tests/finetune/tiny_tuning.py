@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
-from owngpt.finetune.store import ExampleStore, write_store
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.store import ExampleStore, write_store
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.train.optimizer import OptimizerSettings

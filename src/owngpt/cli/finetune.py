@@ -86,7 +86,7 @@ def _show(
     if model is None or not data:
         raise UsageError("--show needs a model and examples, as in `owngpt finetune MODEL rows.jsonl --show 3`")
     from owngpt.finetune.look import look
-    from owngpt.finetune.show import print_examples
+    from owngpt.finetune.rendering.show import print_examples
 
     looked = look(model, data, count, say=(lambda line: None) if quiet else say, **settings)
     if json:

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from owngpt.config.finetuning import PREFERENCE_METHODS
 from owngpt.data.batches import Batch, BatchStream
-from owngpt.finetune.batches import ExampleBatches, ReplaySource, held_out_batches
 from owngpt.finetune.material import Material
 from owngpt.finetune.objectives.class_batches import ClassBatches, held_out_texts
 from owngpt.finetune.objectives.preference_batches import PreferenceBatches, held_out_pairs
+from owngpt.finetune.objectives.reference import kept_reference, reference_log_probabilities
 from owngpt.finetune.plan import Shape
-from owngpt.finetune.reference import kept_reference, reference_log_probabilities
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.batches import ExampleBatches, ReplaySource, held_out_batches
+from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.model.gpt import GPT
 
 VALIDATION_TOKENS = 65_536

@@ -16,11 +16,10 @@ from owngpt.data.files import MANIFEST
 from owngpt.engine.quality import file_key
 from owngpt.errors import CheckpointError, UsageError
 from owngpt.finetune import material as materials
-from owngpt.finetune.batches import ReplaySource
+from owngpt.finetune.adapter.lora import check_attachable
 from owngpt.finetune.card import card
 from owngpt.finetune.clock import Clock, reference_seconds
 from owngpt.finetune.feed import Feed, References
-from owngpt.finetune.lora import check_attachable
 from owngpt.finetune.material import Material
 from owngpt.finetune.objectives.classification import attach_head
 from owngpt.finetune.output import save, save_card
@@ -39,7 +38,8 @@ from owngpt.finetune.rehearsal.replay import replay_store
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
 from owngpt.finetune.result import FinetunedModel
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.batches import ReplaySource
+from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.finetune.trainee import Trainee, open_base
 from owngpt.formats.base import BaseModel
 from owngpt.formats.folder import load_family

@@ -11,7 +11,7 @@ from typing import Any
 from owngpt.config.checks import at_least
 from owngpt.config.finetuning import FinetuneConfig, Method, as_options
 from owngpt.finetune.material import open_rows
-from owngpt.finetune.show import ShownExample, shown
+from owngpt.finetune.rendering.show import ShownExample, shown
 from owngpt.formats.base import BaseModel
 
 

@@ -16,17 +16,17 @@ from owngpt.config.files import atomic_write_text, make_folder
 from owngpt.config.finetuning import PREFERENCE_METHODS, FinetuneConfig, Method
 from owngpt.data.files import MANIFEST
 from owngpt.errors import DataError, UsageError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.dataset import ExampleSet, open_examples, split_examples
 from owngpt.finetune.examples.example import Example, Kind
 from owngpt.finetune.examples.split import Side, shared_prompts
-from owngpt.finetune.kept_examples import read_examples, write_examples
-from owngpt.finetune.label_words import LabelWords, WordRenderer
-from owngpt.finetune.overflow import StoreStats
-from owngpt.finetune.rendering import Renderer
-from owngpt.finetune.rendering_pool import encode_all
-from owngpt.finetune.store import ExampleStore, write_store
-from owngpt.finetune.system import with_system
+from owngpt.finetune.objectives.label_words import LabelWords, WordRenderer
+from owngpt.finetune.rendering.pool import encode_all
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.rendering.system import with_system
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.kept_examples import read_examples, write_examples
+from owngpt.finetune.sequences.overflow import StoreStats
+from owngpt.finetune.sequences.store import ExampleStore, write_store
 from owngpt.text.tokenizer import Tokenizer
 
 Say = Callable[[str], None]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from owngpt.config.files import atomic_write_text
-from owngpt.finetune.classifier import Classifier
+from owngpt.finetune.objectives.classifier import Classifier
 from owngpt.finetune.trainee import Trainee
 from owngpt.formats.base import BaseModel
 from owngpt.formats.folder import CARD_FILE, save_model

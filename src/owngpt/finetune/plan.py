@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from owngpt.config.finetuning import Method
-from owngpt.finetune.lora import LoraSettings
+from owngpt.finetune.adapter.lora import LoraSettings
 from owngpt.train.course import Course
 from owngpt.train.optimizer import OptimizerSettings
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from owngpt.config.finetuning import DEFAULT_MINUTES, PREFERENCE_METHODS, FinetuneConfig, Method
 from owngpt.errors import UsageError
-from owngpt.finetune.lora import LoraSettings
+from owngpt.finetune.adapter.lora import LoraSettings
 from owngpt.finetune.plan import FinetunePlan, Recipe, Shape
 from owngpt.model.config import GPTConfig
 from owngpt.train.course import Course

@@ -10,7 +10,7 @@ import torch
 
 from owngpt.config.finetuning import PREFERENCE_METHODS
 from owngpt.data.batches import Batch
-from owngpt.finetune.lora import Lora, attach
+from owngpt.finetune.adapter.lora import Lora, attach
 from owngpt.finetune.objectives.classification import Classification, head_of
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings
 from owngpt.finetune.objectives.supervised import Supervised

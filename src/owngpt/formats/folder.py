@@ -303,7 +303,7 @@ def load_config(path: str | Path) -> GPTConfig:
     if is_classifier(values):
         raise ModelFolderError(
             f"{path} is a {architecture_of(values)}, which tells classes apart and writes no text; open it with "
-            "owngpt.finetune.classifier.Classifier.load"
+            "owngpt.finetune.objectives.classifier.Classifier.load"
         )
     try:
         return family_named(values["model_type"]).to_config(values)

@@ -15,10 +15,10 @@ from torch.nn import functional
 
 from owngpt.errors import DataError, ModelFolderError, UsageError
 from owngpt.families import family_named
-from owngpt.finetune.classifier import Classifier
-from owngpt.finetune.lora import LoraSettings, attach
+from owngpt.finetune.adapter.lora import LoraSettings, attach
 from owngpt.finetune.objectives.class_batches import ClassBatches, held_out_texts, text_batch
 from owngpt.finetune.objectives.classification import Classification, attach_head, class_logits, head_of
+from owngpt.finetune.objectives.classifier import Classifier
 from owngpt.formats.folder import load_config, load_model
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer

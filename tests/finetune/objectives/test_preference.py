@@ -14,11 +14,11 @@ from torch.nn import functional
 
 from owngpt.errors import DataError, UsageError
 from owngpt.families import family_named
-from owngpt.finetune.lora import LoraSettings, attach
+from owngpt.finetune.adapter.lora import LoraSettings, attach
 from owngpt.finetune.objectives.preference import Preference, PreferenceLoss, PreferenceSettings, win_rate
 from owngpt.finetune.objectives.preference_batches import PreferenceBatches, held_out_pairs
-from owngpt.finetune.reference import kept_reference, reference_log_probabilities
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.objectives.reference import kept_reference, reference_log_probabilities
+from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.model.gpt import GPT
 from owngpt.train.step import TrainModule
 

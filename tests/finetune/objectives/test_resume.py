@@ -13,14 +13,14 @@ from safetensors.torch import load, save
 from tests.finetune.tiny_tuning import ADAMW, answers_store, make_model, pairs_store, texts_store
 
 from owngpt.families import family_named
-from owngpt.finetune.batches import ExampleBatches
-from owngpt.finetune.lora import LoraSettings, attach
+from owngpt.finetune.adapter.lora import LoraSettings, attach
 from owngpt.finetune.objectives.class_batches import ClassBatches
 from owngpt.finetune.objectives.classification import Classification, attach_head
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings
 from owngpt.finetune.objectives.preference_batches import PreferenceBatches, held_out_pairs
+from owngpt.finetune.objectives.reference import reference_log_probabilities
 from owngpt.finetune.objectives.supervised import Supervised
-from owngpt.finetune.reference import reference_log_probabilities
+from owngpt.finetune.sequences.batches import ExampleBatches
 from owngpt.train.step import TrainModule
 
 METHODS = ("sft", "dpo", "ipo", "orpo", "classify")

@@ -10,8 +10,8 @@ from tests.finetune.tiny_tuning import ADAMW, answers_store, make_model
 from torch import Tensor
 
 from owngpt.data.batches import Batch
-from owngpt.finetune.batches import ExampleBatches, held_out_batches, make_batch
 from owngpt.finetune.objectives.supervised import Supervised
+from owngpt.finetune.sequences.batches import ExampleBatches, held_out_batches, make_batch
 from owngpt.model.gpt import GPT
 from owngpt.train.step import NextToken, Objective, TrainModule
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from owngpt.data.batches import Batch
-from owngpt.finetune.batches import ExampleBatches
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings
 from owngpt.finetune.objectives.preference_batches import PreferenceBatches, held_out_pairs
+from owngpt.finetune.objectives.reference import reference_log_probabilities
 from owngpt.finetune.objectives.supervised import Supervised
-from owngpt.finetune.reference import reference_log_probabilities
+from owngpt.finetune.sequences.batches import ExampleBatches
 from owngpt.formats.folder import load_config, load_weights
 from owngpt.model.gpt import GPT
 from owngpt.train.optimizer import OptimizerSettings

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from owngpt.errors import DataError
-from owngpt.finetune.batches import ExampleBatches, ReplaySource
 from owngpt.finetune.rehearsal.prompts import prompts
 from owngpt.finetune.rehearsal.replay import replay_store
-from owngpt.finetune.store import ExampleStore, write_store
+from owngpt.finetune.sequences.batches import ExampleBatches, ReplaySource
+from owngpt.finetune.sequences.store import ExampleStore, write_store
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.chat import CHATML
@@ -97,8 +97,8 @@ def test_a_source_that_is_nowhere_is_named_with_what_there_is(tmp_path: Path, ne
 
 def test_batches_mix_it_in(tmp_path: Path, network: GPT, words: Tokenizer) -> None:
     replayed = made(tmp_path / "replay", network, words, None)
-    from owngpt.finetune.encoded import Encoded
     from owngpt.finetune.examples.example import Origin
+    from owngpt.finetune.sequences.encoded import Encoded
 
     own = [Encoded(np.full(20, 65), np.arange(20) > 0, Origin("own", line)) for line in range(40)]
     store = write_store(own, tmp_path / "own", context_length=96)

@@ -7,7 +7,7 @@ import torch
 
 from owngpt.engine.packing import packed_copy, recordable
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, Origin, PlainText, Preference
-from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering.renderer import Renderer
 from owngpt.finetune.report.answers import answer, answer_limit, question_of
 from owngpt.finetune.writing import open_writer
 from owngpt.model.config import GPTConfig

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Completion, Example, Labelled, Origin, PlainText, Preference
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer

@@ -8,10 +8,10 @@ import numpy as np
 
 from owngpt.data.batches import Batch
 from owngpt.errors import DataError
-from owngpt.finetune.batches import make_batch
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.objectives.unit_batches import UnitBatches, laid_out
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.batches import make_batch
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.store import ExampleStore
 
 
 class ClassBatches(UnitBatches):

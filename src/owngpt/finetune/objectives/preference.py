@@ -51,7 +51,8 @@ class Preference:
     def __init__(
         self, settings: PreferenceSettings, *, reference: Callable[[], AbstractContextManager[None]] | None = None
     ) -> None:
-        """:param reference: makes the model its own reference while inside, as :meth:`owngpt.finetune.lora.Lora.off` does;
+        """:param reference: makes the model its own reference while inside, as
+        :meth:`owngpt.finetune.adapter.lora.Lora.off` does;
         used for batches that bring no reference log-probabilities."""
         self.settings = settings
         self._reference = reference

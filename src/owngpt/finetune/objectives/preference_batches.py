@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from owngpt.errors import DataError
-from owngpt.finetune.batches import make_batch
 from owngpt.finetune.objectives.preference_batch import PreferenceBatch
 from owngpt.finetune.objectives.unit_batches import UnitBatches, laid_out
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.batches import make_batch
+from owngpt.finetune.sequences.store import ExampleStore
 
 
 class PreferenceBatches(UnitBatches):
@@ -24,7 +24,7 @@ class PreferenceBatches(UnitBatches):
     ) -> None:  # fmt: skip
         """
         :param store: of preferences: sequences 2i and 2i + 1 are the chosen and the rejected answer of pair i.
-        :param reference: (pairs, 2) float32 of :func:`owngpt.finetune.reference.reference_log_probabilities`.
+        :param reference: (pairs, 2) float32 of :func:`owngpt.finetune.objectives.reference.reference_log_probabilities`.
         :raises UsageError: a size does not fit, or the rank is outside of the world.
         :raises DataError: the store holds no pairs, or others than the reference.
         """

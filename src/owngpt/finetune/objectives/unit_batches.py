@@ -10,10 +10,10 @@ import numpy as np
 from owngpt.data.batches import Batch
 from owngpt.data.dealing import Dealer
 from owngpt.errors import DataError
-from owngpt.finetune.batches import check_fit
-from owngpt.finetune.encoded import Encoded
-from owngpt.finetune.packing import pack
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.batches import check_fit
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.packing import pack
+from owngpt.finetune.sequences.store import ExampleStore
 
 
 class UnitBatches(Dealer[Batch]):

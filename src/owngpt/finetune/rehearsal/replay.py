@@ -11,13 +11,13 @@ import numpy as np
 from owngpt.data.corpora import CORPORA, resolve
 from owngpt.data.sources import Document, ReadLog, documents, part_end
 from owngpt.errors import DataError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.dataset import open_examples
 from owngpt.finetune.examples.example import Example, Labelled, Origin, PlainText, Preference
 from owngpt.finetune.examples.named import SETS
 from owngpt.finetune.rehearsal.written import written_texts
-from owngpt.finetune.rendering import Renderer
-from owngpt.finetune.store import ExampleStore, write_store
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.store import ExampleStore, write_store
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def replay_store(
     seed: int,
     say: Say,
 ) -> ExampleStore:
-    """General text as sequences for :class:`owngpt.finetune.batches.ReplaySource`, kept in a folder for a resumed run.
+    """General text as sequences for :class:`owngpt.finetune.sequences.batches.ReplaySource`, kept in a folder for a resumed run.
 
     :param network: the base as it is before it learns.
     :param tokenizer: the base's own, with its own chat template if it has one.

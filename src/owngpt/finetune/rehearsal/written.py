@@ -15,12 +15,12 @@ import numpy as np
 
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.request import Failed, Piece, Request, Stream
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
 from owngpt.finetune.objectives.learned_tokens import without_dropout
 from owngpt.finetune.rehearsal.prompts import prompts
-from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering.renderer import Renderer
 from owngpt.finetune.report.forgetting import GeneralLanguage, general_losses, known_languages
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.finetune.writing import MOST_ROWS, open_writer
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer

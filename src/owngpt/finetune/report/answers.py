@@ -11,9 +11,9 @@ import numpy as np
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine.engine import Engine
 from owngpt.engine.request import Failed, Piece, Request, Stream
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, PlainText, Preference
 from owngpt.finetune.report.repetition import distinct_share, loops
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.finetune.writing import open_writer
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer

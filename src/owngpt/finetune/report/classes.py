@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
-from owngpt.finetune.encoded import Encoded
-from owngpt.finetune.label_words import LabelWords
 from owngpt.finetune.objectives.class_batches import text_batch
 from owngpt.finetune.objectives.classification import class_logits, head_of
+from owngpt.finetune.objectives.label_words import LabelWords
 from owngpt.finetune.report.labels import Guess
 from owngpt.finetune.report.losses import SequenceLoss
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.gpt import GPT
 
 TEXTS = 16

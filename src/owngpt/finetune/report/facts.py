@@ -30,7 +30,7 @@ class RunFacts:
     @classmethod
     def of(cls, data: Mapping[str, Any], plan: Mapping[str, Any]) -> RunFacts:
         """
-        :param data: ``train``: what :class:`owngpt.finetune.overflow.StoreStats` says of the store that is learned from.
+        :param data: ``train``: what :class:`owngpt.finetune.sequences.overflow.StoreStats` says of what is learned from.
         :param plan: what :class:`owngpt.finetune.plan.FinetunePlan` says; a plain ``learning_rate`` does, too.
         """
         train = data.get("train") or {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from owngpt.evaluate.windows import IGNORED, Window, batches
-from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.kernels.log_probabilities import linear_log_probabilities
 from owngpt.model.gpt import GPT
 

@@ -15,15 +15,15 @@ import numpy as np
 from owngpt.config.files import atomic_write_text
 from owngpt.errors import DataError
 from owngpt.evaluate.windows import IGNORED
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Example, Kind
-from owngpt.finetune.label_words import LabelWords, WordRenderer
+from owngpt.finetune.objectives.label_words import LabelWords, WordRenderer
 from owngpt.finetune.report.answers import Answer, Question, answer, answer_limit, question_of
 from owngpt.finetune.report.classes import class_scores, word_scores
 from owngpt.finetune.report.forgetting import GeneralLoss, general_losses
 from owngpt.finetune.report.kinds import kind_of
 from owngpt.finetune.report.labels import Guess
 from owngpt.finetune.report.losses import SequenceLoss, window_nats, window_of
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.train.random_state import random_state, set_random_state

@@ -15,11 +15,11 @@ from tokenizers.processors import TemplateProcessing
 
 from owngpt.api import Model
 from owngpt.errors import DataError, ModelFolderError
-from owngpt.finetune import turn
-from owngpt.finetune.encoded import Encoded
-from owngpt.finetune.encoded_text import EncodedText
 from owngpt.finetune.examples.example import Chat, Completion, Labelled, Origin, PlainText, Preference
-from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering import turn
+from owngpt.finetune.rendering.encoded_text import EncodedText
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.chat import CHATML
@@ -27,7 +27,7 @@ from owngpt.text.conversation import ChatLayout, encode_chat
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer
 
-TEMPLATES = Path(__file__).parents[1] / "text" / "templates"
+TEMPLATES = Path(__file__).parents[2] / "text" / "templates"
 ORIGIN = Origin("chats.jsonl", 12)
 CALL = {"id": "abcdefghi", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
 TOOLS = (

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import pytest
 
 from owngpt.errors import DataError
-from owngpt.finetune import rendering_pool
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Chat, Completion, Example, Labelled, Origin, PlainText, Preference
-from owngpt.finetune.rendering import Renderer
-from owngpt.finetune.rendering_pool import encode_all
+from owngpt.finetune.rendering import pool as rendering_pool
+from owngpt.finetune.rendering.pool import encode_all
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer
 

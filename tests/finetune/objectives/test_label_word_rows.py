@@ -10,11 +10,11 @@ from tests.finetune.tiny_tuning import make_model
 
 from owngpt.config.finetuning import FinetuneConfig
 from owngpt.errors import UsageError
-from owngpt.finetune.label_words import WordRenderer
 from owngpt.finetune.material import Material, kept, prepare
 from owngpt.finetune.objectives.classification import attach_head
+from owngpt.finetune.objectives.label_words import WordRenderer
 from owngpt.finetune.report.measure import measure
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.text.chat import CHATML
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer

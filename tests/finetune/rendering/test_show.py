@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from owngpt.finetune.examples.example import Chat, Labelled, Origin, PlainText, Preference
-from owngpt.finetune.rendering import Renderer
-from owngpt.finetune.show import ShownExample, pieces, print_examples, shown
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.rendering.show import ShownExample, pieces, print_examples, shown
 from owngpt.text.conversation import encode_chat
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.text.training import train_tokenizer

@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.rule import Rule
 from rich.text import Text
 
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Example, Labelled, Preference
-from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.text.tokenizer import Tokenizer
 
 LEARNED_STYLE, READ_STYLE = "bold green", "dim cyan"

@@ -10,10 +10,10 @@ import torch
 
 from owngpt.data.shards import TokenSplit
 from owngpt.errors import CheckpointError, UsageError
-from owngpt.finetune.batches import ExampleBatches, ReplaySource, held_out_batches, make_batch
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
-from owngpt.finetune.store import ExampleStore, write_store
+from owngpt.finetune.sequences.batches import ExampleBatches, ReplaySource, held_out_batches, make_batch
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.store import ExampleStore, write_store
 
 
 def sequence(number: int, length: int, learned: int = 2) -> Encoded:

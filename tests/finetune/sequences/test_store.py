@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from owngpt.errors import DataError, UsageError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
-from owngpt.finetune.store import LEARNED, ExampleStore, write_store
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.store import LEARNED, ExampleStore, write_store
 
 
 def sequence(length: int, line: int, learned: int | None = None, label: int = -1, first_id: int = 0) -> Encoded:

@@ -9,13 +9,13 @@ import torch
 from tests.finetune.tiny_tuning import ADAMW, make_model
 
 from owngpt.errors import DataError
-from owngpt.finetune import label_words
-from owngpt.finetune.batches import ExampleBatches
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Labelled, Origin
-from owngpt.finetune.label_words import LabelWords, WordRenderer
+from owngpt.finetune.objectives import label_words
+from owngpt.finetune.objectives.label_words import LabelWords, WordRenderer
 from owngpt.finetune.objectives.supervised import Supervised
-from owngpt.finetune.store import write_store
+from owngpt.finetune.sequences.batches import ExampleBatches
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.store import write_store
 from owngpt.model.gpt import GPT
 from owngpt.text.chat import CHATML
 from owngpt.text.tokenizer import Tokenizer

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from owngpt.errors import UsageError
 from owngpt.families import family_named
-from owngpt.finetune.lora import Lora, LoraSettings, attach
+from owngpt.finetune.adapter.lora import Lora, LoraSettings, attach
 from owngpt.formats.folder import load_config, load_weights
 from owngpt.formats.merging import merge_adapter
 from owngpt.formats.peft import load_adapter

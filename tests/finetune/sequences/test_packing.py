@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from owngpt.finetune.packing import pack
+from owngpt.finetune.sequences.packing import pack
 
 
 @settings(max_examples=60, deadline=None)

@@ -16,7 +16,7 @@ from owngpt.config.checks import above, at_least, within
 from owngpt.errors import UsageError
 from owngpt.families import Family
 from owngpt.families.base import Part, TensorMap
-from owngpt.finetune.low_rank import FrozenLinear, LowRankLinear, frozen
+from owngpt.finetune.adapter.low_rank import FrozenLinear, LowRankLinear, frozen
 from owngpt.formats.peft import load_adapter
 from owngpt.formats.peft_writer import AdapterSettings, StoredUpdate, write_adapter
 from owngpt.kernels.frozen import can_freeze, freeze

@@ -13,10 +13,10 @@ from owngpt.data.batches import IGNORED_TARGET, Batch, Batches
 from owngpt.data.dealing import Dealer, check_sizes
 from owngpt.data.shards import TokenSplit
 from owngpt.errors import UsageError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
-from owngpt.finetune.packing import pack
-from owngpt.finetune.store import ExampleStore
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.packing import pack
+from owngpt.finetune.sequences.store import ExampleStore
 
 MULTIPLE = 16
 """Rows are as long as their longest content, rounded up to this: what the kernels' tiles take at a time."""

@@ -1,7 +1,7 @@
 """Rendering on all cores: a template takes about a millisecond a conversation, and a set may have a million.
 
 A request is the JSON of some examples; an answer a uint32 size, that much JSON (what became of each example), and the tokens,
-each a 32-bit word as in :mod:`owngpt.finetune.store`.
+each a 32-bit word as in :mod:`owngpt.finetune.sequences.store`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 from owngpt.data.processes import Processes, serve
 from owngpt.errors import DataError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Example, Origin
-from owngpt.finetune.kept_examples import example_of, example_values
-from owngpt.finetune.rendering import Renderer
-from owngpt.finetune.store import from_words, words_of
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.kept_examples import example_of, example_values
+from owngpt.finetune.sequences.store import from_words, words_of
 from owngpt.text.tokenizer import Tokenizer
 
 PARALLEL_FROM = 2000
@@ -65,7 +65,7 @@ def encode_all(renderer: Renderer, examples: Iterable[Example], *, skip_bad: boo
     with tempfile.TemporaryDirectory(prefix="owngpt-") as folder:
         renderer.tokenizer.save(folder)
         (Path(folder) / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
-        with Processes("owngpt.finetune.rendering_pool", [folder], count) as processes:
+        with Processes("owngpt.finetune.rendering.pool", [folder], count) as processes:
             asked = processes.map(
                 _chunks(chain(first, stream)), request=_request, parsed=_parsed, here=lambda chunk: _rendered(twin, chunk)
             )

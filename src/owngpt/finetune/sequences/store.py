@@ -17,9 +17,9 @@ import numpy as np
 from owngpt.config.files import sha256_of_file, storage_errors
 from owngpt.data.files import MANIFEST, own_folder, read_json, write_json
 from owngpt.errors import DataError, UsageError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
-from owngpt.finetune.overflow import Overflow, StoreStats, fitted
+from owngpt.finetune.sequences.encoded import Encoded
+from owngpt.finetune.sequences.overflow import Overflow, StoreStats, fitted
 
 FORMAT = "examples 1"
 TOKENS, RECORDS = "tokens.bin", "examples.bin"

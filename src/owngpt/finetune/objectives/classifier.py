@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from owngpt.errors import UsageError
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Labelled, Origin
 from owngpt.finetune.objectives.class_batches import text_batch
 from owngpt.finetune.objectives.classification import HEAD, class_logits, head_of
 from owngpt.finetune.objectives.learned_tokens import without_dropout
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.formats.classifier import ClassifierParts, load_classifier, save_classifier
 from owngpt.model.gpt import GPT
 from owngpt.model.linear import Linear

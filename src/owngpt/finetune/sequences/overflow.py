@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from owngpt.errors import DataError, UsageError
-from owngpt.finetune.encoded import Encoded
+from owngpt.finetune.sequences.encoded import Encoded
 
 Overflow = Literal["drop", "split", "error"]
 MOST_ORIGINS = 5

@@ -6,8 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from owngpt.errors import DataError, ModelFolderError, UsageError
-from owngpt.finetune.chosen_template import choose_template
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import (
     Chat,
     Completion,
@@ -18,8 +16,10 @@ from owngpt.finetune.examples.example import (
     PlainText,
     Preference,
 )
-from owngpt.finetune.spans import Span, make_encoded
-from owngpt.finetune.turn import TurnEncoder
+from owngpt.finetune.rendering.chosen_template import choose_template
+from owngpt.finetune.rendering.spans import Span, make_encoded
+from owngpt.finetune.rendering.turn import TurnEncoder
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.text.chat import ChatTemplate
 from owngpt.text.conversation import encode_chat
 from owngpt.text.messages import REASONING_NAMES

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from owngpt.errors import DataError
-from owngpt.finetune.batches import make_batch
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Chat, Completion, Labelled, Origin
 from owngpt.finetune.objectives.learned_tokens import sequence_log_probabilities, without_dropout
-from owngpt.finetune.rendering import Renderer
+from owngpt.finetune.rendering.renderer import Renderer
+from owngpt.finetune.sequences.batches import make_batch
+from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.gpt import GPT
 
 BATCH_TOKENS = 4096

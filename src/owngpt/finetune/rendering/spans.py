@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from owngpt.finetune.encoded import Encoded
 from owngpt.finetune.examples.example import Origin
+from owngpt.finetune.sequences.encoded import Encoded
 
 
 @dataclass

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from owngpt.errors import UsageError
-from owngpt.finetune.encoded_text import EncodedText
 from owngpt.finetune.examples.example import Message
-from owngpt.finetune.spans import Span, join_turns
+from owngpt.finetune.rendering.encoded_text import EncodedText
+from owngpt.finetune.rendering.spans import Span, join_turns
 from owngpt.text.conversation import ChatLayout, Conversation
 from owngpt.text.messages import REASONING_NAMES
 from owngpt.text.tokenizer import Tokenizer
