@@ -27,8 +27,8 @@ ROUNDED_TO = 16
 """Rows have a multiple of it, which matrix units like."""
 PASS_VALUES = 12_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
-STEP_TOKENS = (256, 2048)
-"""Of a step, at least and at most, while the examples are few."""
+STEP_TOKENS = (256, 1024)
+"""Of a step, at least and at most, while the examples are few, which learn better in twice the steps of half the size."""
 MANY_TOKENS = 1_000_000
 LEAST_STEPS = 60
 """That a run should have: a short one takes smaller steps."""
@@ -129,7 +129,7 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
 def _step_tokens(facts: Facts, affordable: float) -> float:
     """Of answers to learn: enough steps a pass, enough in the time."""
     least, most = STEP_TOKENS
-    most = 2 * most if facts.tokens > MANY_TOKENS else most
+    most = 4 * most if facts.tokens > MANY_TOKENS else most
     return max(least, min(most, facts.tokens / STEPS_A_PASS, affordable / LEAST_STEPS))
 
 
