@@ -46,16 +46,16 @@ def planned(
     )  # fmt: skip
 
 
-def test_an_adapter_learns_ten_times_as_fast_and_a_larger_model_slower():
+def test_an_adapter_learns_several_times_as_fast_and_a_larger_model_slower():
     settings = FinetuneConfig()
     rates = {
         (name, is_lora): optimizer_settings(settings, model, "sft", is_lora=is_lora).matrix_rate
         for name, model in {"small": SMALL, "large": LARGE}.items()
         for is_lora in (True, False)
     }
-    assert rates["small", True] == pytest.approx(10 * rates["small", False])
-    assert 4e-4 < rates["small", True] < 6e-4
-    assert 1e-4 < rates["large", True] < rates["small", True]
+    assert rates["small", True] == pytest.approx(7 * rates["small", False])
+    assert 3e-4 < rates["small", True] < 4e-4
+    assert 5e-5 < rates["large", True] < rates["small", True]
     assert optimizer_settings(settings, SMALL, "dpo", is_lora=True).matrix_rate < 0.2 * rates["small", True]
 
 

@@ -1,6 +1,6 @@
 """From a model, examples and a time to a run: learning rate, batch, how many steps, and when to stop.
 
-The rules are those of the literature, scaled to small models: an adapter learns with about ten times the rate of the model
+The rules are those of the literature, scaled to small models: an adapter learns with several times the rate of the model
 itself (arXiv 2106.09685, 2402.09353), larger models with smaller rates, preferences with a tenth of what answers take
 (arXiv 2305.18290), and a set of examples is worth only a few passes.
 """
@@ -38,7 +38,7 @@ LOOKS = 12
 PATIENCE = 4
 FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
-LORA_FACTOR = 10.0
+LORA_FACTOR = 7.0
 REFERENCE_PARAMETERS = 135e6
 RATE_LIMITS = (1e-5, 1e-3)
 """Of a whole model."""
