@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.faults.forked_runs import ForkedRuns, kill
 from tests.finetune.small_runs import SHAPE, rows_for, write_base, write_rows
 
 from owngpt.config.files import sha256_of_file
@@ -38,41 +35,9 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-class Runs:
-    """Real fine-tunings that can be killed."""
-
-    def __init__(self) -> None:
-        server = Path(__file__).parent / "finetune_fork_server.py"
-        self._server = subprocess.Popen([sys.executable, str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer("ready")
-
-    def start(self, folder: Path) -> int:
-        """Goes on with the run in ``folder`` and returns the process id."""
-        assert self._server.stdin is not None
-        self._server.stdin.write(f"{folder}\n")
-        self._server.stdin.flush()
-        return int(self._answer("started"))
-
-    def end(self) -> int:
-        """Waits for its end; the exit code, or minus the signal."""
-        return int(self._answer("ended"))
-
-    def close(self) -> None:
-        assert self._server.stdin is not None and self._server.stdout is not None
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
-
-    def _answer(self, word: str) -> str:
-        assert self._server.stdout is not None
-        line = self._server.stdout.readline().split()
-        assert line[0] == word, line
-        return line[1]
-
-
 @pytest.fixture(scope="module")
-def runs() -> Iterator[Runs]:
-    runs = Runs()
+def runs() -> Iterator[ForkedRuns]:
+    runs = ForkedRuns("finetune_fork_server.py")
     yield runs
     runs.close()
 
@@ -98,28 +63,22 @@ def weights(folder: Path) -> str:
     return sha256_of_file(file)
 
 
-def undisturbed(runs: Runs, folder: Path, base: Path, way: str) -> tuple[str, float]:
+def undisturbed(runs: ForkedRuns, folder: Path, base: Path, way: str) -> tuple[str, float]:
     """The hash of what a run left that nobody disturbed, and how many seconds it took. It stays ready to be run again."""
     describe(folder, base, way)
     fresh = shutil.copytree(folder, folder.with_name("fresh"))
     fresh.with_suffix(".log").touch()
     start = time.monotonic()
-    runs.start(folder)
+    runs.start(str(folder))
     assert runs.end() == 0, folder.with_suffix(".log").read_text()
     return weights(folder), time.monotonic() - start
 
 
-def kill(process: int) -> None:
-    """SIGKILL, unless the run was faster."""
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
-
-
 @pytest.mark.parametrize("way", WAYS)
-def test_a_run_killed_in_its_middle_ends_with_the_same_bits(runs: Runs, base: Path, tmp_path: Path, way: str) -> None:
+def test_a_run_killed_in_its_middle_ends_with_the_same_bits(runs: ForkedRuns, base: Path, tmp_path: Path, way: str) -> None:
     expected, _ = undisturbed(runs, tmp_path / "whole", base, way)
     folder = tmp_path / "fresh"
-    process = runs.start(folder)
+    process = runs.start(str(folder))
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         found = checkpoint.checkpoints(folder / "run" / "checkpoints")
@@ -128,7 +87,7 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(runs: Runs, base: Pa
         time.sleep(0.002)
     kill(process)
     assert runs.end() in (0, -signal.SIGKILL)
-    runs.start(folder)
+    runs.start(str(folder))
     log = folder.with_suffix(".log")
     assert runs.end() == 0, log.read_text()
     assert weights(folder) == expected, log.read_text()
@@ -137,11 +96,11 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(runs: Runs, base: Pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
-def test_a_run_killed_at_random_instants_ends_with_the_same_bits(runs: Runs, base: Path, tmp_path: Path, seed: int) -> None:
+def test_a_run_killed_at_random_instants_ends_with_the_same_bits(runs: ForkedRuns, base: Path, tmp_path: Path, seed: int) -> None:
     expected, seconds = undisturbed(runs, tmp_path / "whole", base, "sft")
     chance, folder, kills = random.Random(seed), tmp_path / "fresh", 0
     while True:
-        process = runs.start(folder)
+        process = runs.start(str(folder))
         if kills < 6:
             time.sleep(chance.uniform(0.02, seconds / 2))
             kill(process)

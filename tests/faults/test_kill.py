@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from tests.faults.forked_runs import ForkedRuns, kill
 
 from owngpt.config.files import sha256_of_file
 from owngpt.train import checkpoint
@@ -20,40 +20,16 @@ from owngpt.train import checkpoint
 STEPS = 25
 
 
-class Runs:
-    """Real training processes that can be killed."""
+class Runs(ForkedRuns):
+    """Trainings of the tiny model."""
 
     def __init__(self) -> None:
-        server = Path(__file__).parent / "fork_server.py"
-        self._server = subprocess.Popen([sys.executable, str(server)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer("ready")
+        super().__init__("fork_server.py")
 
-    def start(self, folder: Path, *, resume: bool) -> int:
+    def train(self, folder: Path, *, resume: bool) -> int:
         """Starts a training in ``folder`` and returns its process id."""
         folder.mkdir(exist_ok=True)
-        self._server.stdin.write(f"{folder}\t{STEPS}\t{'--resume' if resume else ''}\n")
-        self._server.stdin.flush()
-        return int(self._answer("started"))
-
-    def end(self) -> int:
-        """Waits for its end; the exit code, or minus the signal."""
-        return int(self._answer("ended"))
-
-    def close(self) -> None:
-        self._server.stdin.close()
-        self._server.wait()
-        self._server.stdout.close()
-
-    def _answer(self, word: str) -> str:
-        line = self._server.stdout.readline().split()
-        assert line[0] == word, line
-        return line[1]
-
-
-def kill(process: int) -> None:
-    """SIGKILL, unless the run was faster."""
-    with suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
+        return self.start(f"{folder}\t{STEPS}\t{'--resume' if resume else ''}")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +44,7 @@ def undisturbed(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> tuple[s
     """The hash of the weights of a run that nobody disturbed, and how many seconds it took."""
     folder = tmp_path_factory.mktemp("undisturbed") / "out"
     start = time.monotonic()
-    runs.start(folder, resume=False)
+    runs.train(folder, resume=False)
     assert runs.end() == 0, (folder / "log.txt").read_text()
     return sha256_of_file(folder / "model.safetensors"), time.monotonic() - start
 
@@ -81,7 +57,7 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(
     chance = random.Random(seed)
     folder, kills = tmp_path / "out", 0
     while True:
-        process = runs.start(folder, resume=kills > 0)
+        process = runs.train(folder, resume=kills > 0)
         if kills < 4:
             time.sleep(chance.uniform(0.02, seconds / 2))
             kill(process)
@@ -100,7 +76,7 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(runs: Runs, undistu
     folder, checkpoints = tmp_path / "out", tmp_path / "out" / "run" / "checkpoints"
     caught = 0
     for attempt in range(4):
-        process = runs.start(folder, resume=attempt > 0)
+        process = runs.train(folder, resume=attempt > 0)
         deadline = time.monotonic() + 20
         already = set(checkpoint.checkpoints(checkpoints)[-1:])
         while time.monotonic() < deadline and not (folder / "model.safetensors").exists():
@@ -110,7 +86,7 @@ def test_a_run_killed_while_it_saves_ends_with_the_same_bits(runs: Runs, undistu
         kill(process)
         assert runs.end() in (0, -signal.SIGKILL)
         caught += bool(list(checkpoints.glob(f".step*{checkpoint.TEMPORARY_SUFFIX}")))
-    runs.start(folder, resume=True)
+    runs.train(folder, resume=True)
     assert runs.end() == 0, (folder / "log.txt").read_text()
     assert caught, "no kill fell into a save; the test did not test what it should"
     assert not list(checkpoints.glob(f".*{checkpoint.TEMPORARY_SUFFIX}"))
@@ -122,21 +98,21 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_to_the_same_bits(
     runs: Runs, undisturbed: tuple[str, float], tmp_path: Path, number: int
 ) -> None:
     folder = tmp_path / "out"
-    process = runs.start(folder, resume=False)
+    process = runs.train(folder, resume=False)
     while not checkpoint.checkpoints(folder / "run" / "checkpoints"):
         time.sleep(0.005)
     os.kill(process, number)
     assert runs.end() != 0
     log = (folder / "log.txt").read_text()
     assert "TrainingInterrupted: interrupted at step" in log and f"Go on with: owngpt train --resume -o {folder}" in log
-    runs.start(folder, resume=True)
+    runs.train(folder, resume=True)
     assert runs.end() == 0
     assert sha256_of_file(folder / "model.safetensors") == undisturbed[0]
 
 
 def test_a_second_run_is_refused_while_the_first_lives(runs: Runs, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    process = runs.start(folder, resume=False)
+    process = runs.train(folder, resume=False)
     while not (folder / "run" / "lock").exists() or not (folder / "run" / "lock").read_text():
         time.sleep(0.005)
     program = Path(__file__).parent.parent / "train" / "tiny_training.py"

@@ -39,7 +39,7 @@ def rows(tmp_path: Path) -> Path:
         ({"validation": "x", "held_out": 0.1}, "--validation and --held-out are given together"),
         ({"method": "sft", "beta": 0.2}, "--beta is of dpo, ipo and orpo, but the method is sft"),
         ({"learning_rate": 0.0}, "for example --learning-rate 0.0002"),
-        ({"learn_rate": 0.1}, "--learn-rate is unknown; the options of a fine-tuning are method, lora"),
+        ({"learn_rate": 0.1}, "--learn-rate is unknown; the options of `owngpt finetune` are method, lora"),
         ({"context_length": 9999, "steps": 1}, "context_length 9999 is longer than the model's 256; use --context-length 256"),
         ({"target_modules": "q_proj,nowhere", "steps": 1}, "--target-modules names nowhere, but this model's matrices are"),
         ({"method": "dpo", "steps": 1}, "--method"),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from owngpt.config import finetuning
 from owngpt.config.files import atomic_write_text
@@ -17,6 +18,7 @@ from owngpt.errors import CheckpointError, UsageError
 
 RUN_FILE = "run.yaml"
 Verb = Literal["train", "finetune"]
+Plan = TypeVar("Plan")
 SETTINGS: dict[Verb, type] = {"train": TrainConfig, "finetune": FinetuneConfig}
 """What the settings of each kind of run are."""
 _PARTS = ("sources", "settings", "plan")
@@ -90,6 +92,33 @@ class RunRecord:
             sources, fitting, plan, size if isinstance(size, int) else None, verb, model if isinstance(model, str) else None
         )
 
+    def read_plan(self, read: Callable[[dict[str, Any]], Plan], run_folder: Path) -> Plan:
+        """The plan, as what made it reads it.
+
+        :param run_folder: that the record was read from, for messages.
+        :raises CheckpointError: it is not one that this version reads.
+        """
+        try:
+            return read(self.plan)
+        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
+            raise CheckpointError(
+                f"the plan in {run_folder / RUN_FILE} is damaged, or of another version of OwnGPT ({error}); put a copy back or "
+                "start a new run"
+            ) from error
+
+    def check_same(self, given: dict[str, Any]) -> None:
+        """A resumed run goes on as it began: an option that repeats a setting is welcome.
+
+        :raises UsageError: an option says otherwise.
+        """
+        kept, chosen = asdict(SETTINGS[self.verb](**self.settings)), self.resolved_settings()
+        for name, value in given.items():
+            if value is not None and value not in (kept[name], chosen.get(name)):
+                raise UsageError(
+                    f"--{name.replace('_', '-')} {value} is {kept[name]} in this run; --resume goes on with the run's own "
+                    "settings: leave it out, or start a new run"
+                )
+
     def plan_hash(self) -> str:
         """SHA-256 of the plan as it is stored: the identity of a run stays what it was when later versions know more fields."""
         return hashlib.sha256(json.dumps(self.plan, sort_keys=True).encode()).hexdigest()
@@ -134,6 +163,16 @@ class RunRecord:
         given = {name: value for name, value in self.settings.items() if value is not None}
         dial = {} if any(name in given for name in finetuning.DIALS) else {"minutes": finetuning.DEFAULT_MINUTES}
         return {**chosen, **dial, **given}
+
+
+def check_options(options: dict[str, Any], verb: Verb) -> None:
+    """
+    :raises UsageError: one is not among the settings of such a run.
+    """
+    known = [field.name for field in fields(SETTINGS[verb])]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise UsageError(f"--{unknown[0].replace('_', '-')} is unknown; the options of `owngpt {verb}` are {', '.join(known)}")
 
 
 def is_run(values: dict[Any, Any]) -> bool:

@@ -14,7 +14,6 @@ from owngpt.config.finetuning import FinetuneConfig
 from owngpt.config.run_record import RUN_FILE, RunRecord
 from owngpt.data.files import MANIFEST
 from owngpt.engine.quality import file_key
-from owngpt.errors import CheckpointError, UsageError
 from owngpt.finetune import material as materials
 from owngpt.finetune.adapter.lora import check_attachable
 from owngpt.finetune.card import card
@@ -286,13 +285,7 @@ def plan_of(record: RunRecord, run_folder: Path) -> FinetunePlan:
 
     :raises CheckpointError: it is not one that this version reads.
     """
-    try:
-        return FinetunePlan.from_dict(record.plan)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CheckpointError(
-            f"the plan in {run_folder / RUN_FILE} is damaged, or of another version of OwnGPT ({error}); put a copy back or "
-            "start a new run"
-        ) from error
+    return record.read_plan(FinetunePlan.from_dict, run_folder)
 
 
 def _told(plan: FinetunePlan) -> dict[str, Any]:

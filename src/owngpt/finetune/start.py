@@ -5,17 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from owngpt.config.finetuning import FinetuneConfig, as_options
-from owngpt.config.run_record import RUN_FILE, RunRecord
+from owngpt.config.run_record import RUN_FILE, RunRecord, check_options
 from owngpt.errors import UsageError
 from owngpt.finetune.job import Job, plan_of
 from owngpt.finetune.result import FinetunedModel
-from owngpt.train.checkpoint import step_of
-from owngpt.train.output import RUN, check_output, default_output, folder_of_checkpoint
+from owngpt.train.output import RUN, check_output, default_output, folder_to_resume
 
 
 def finetune(
@@ -41,7 +40,7 @@ def finetune(
     sources = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
     checkpoint = None if resume_from is None else Path(resume_from)
     given = as_options(options)
-    _check_options(given)
+    check_options(given, "finetune")
     _check_alone()
     if resume or checkpoint:
         job = _resumed(output, checkpoint, model, sources, given, began, quiet)
@@ -73,31 +72,15 @@ def _resumed(
     began: float, quiet: bool,
 ) -> Job:  # fmt: skip
     """The job that an earlier process left in its folder."""
-    if output is None and checkpoint is None:
-        raise UsageError("--resume does not say which run to go on with; name its folder with --output")
-    folder = folder_of_checkpoint(checkpoint) if checkpoint else Path(str(output))
-    if checkpoint and output is not None and folder.resolve() != Path(output).resolve():
-        raise UsageError(f"{checkpoint} is not a checkpoint of {output}; leave --output out, or name one of its own checkpoints")
-    if checkpoint:
-        step_of(checkpoint)
-    described = folder / RUN / RUN_FILE
-    if not described.exists():
-        raise UsageError(f"{folder} holds no run to resume (no {RUN}/{RUN_FILE}); start one without --resume")
-    record = RunRecord.read(described, "finetune")
+    folder = folder_to_resume(output, checkpoint)
+    record = RunRecord.read(folder / RUN / RUN_FILE, "finetune")
     plan_of(record, folder / RUN)  # a damaged plan is said before anything else
     if record.model is None:
-        raise UsageError(f"{described} does not say which model was fine-tuned; put a copy back or start a new run")
+        raise UsageError(f"{folder / RUN / RUN_FILE} does not say which model was fine-tuned; put a copy back or start a new run")
     _check_same(record, model, sources, options)
     job = Job(folder, record.model, record.sources, FinetuneConfig(**record.settings), began, quiet=quiet, record=record)
     job.checkpoint = checkpoint
     return job
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    known = [field.name for field in fields(FinetuneConfig)]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise UsageError(f"--{unknown[0].replace('_', '-')} is unknown; the options of a fine-tuning are {', '.join(known)}")
 
 
 def _check_alone() -> None:
@@ -113,13 +96,7 @@ def _check_same(record: RunRecord, model: str | Path | None, sources: list[str],
         raise UsageError(f"this run tunes {record.model}, not {model}; leave the model out, or start a new run")
     if sources and [_absolute(source) for source in sources] != record.sources:
         raise UsageError("--resume goes on with the run's own examples; leave the sources out, or start a new run")
-    kept, chosen = asdict(FinetuneConfig(**record.settings)), record.resolved_settings()
-    for name, value in given.items():
-        if value is not None and value not in (kept[name], chosen.get(name)):
-            raise UsageError(
-                f"--{name.replace('_', '-')} {value} is {kept[name]} in this run; --resume goes on with the run's own settings: "
-                "leave it out, or start a new run"
-            )
+    record.check_same(given)
 
 
 def _found_again(settings: FinetuneConfig) -> FinetuneConfig:

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import torch
 
-from owngpt.config.run_record import RUN_FILE, RunRecord
+from owngpt.config.run_record import RunRecord
 from owngpt.data.batches import Batch, Batches, validation_batches
 from owngpt.data.shards import PreparedData
-from owngpt.errors import CheckpointError, UsageError
 from owngpt.formats.base import BaseModel
 from owngpt.model.gpt import GPT
 from owngpt.train.parallel import Ranks
@@ -59,10 +58,4 @@ def plan_of(record: RunRecord, run_folder: Path) -> Plan:
 
     :raises CheckpointError: it is not one that this version reads.
     """
-    try:
-        return Plan.from_dict(record.plan)
-    except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-        raise CheckpointError(
-            f"the plan in {run_folder / RUN_FILE} is damaged, or of another version of OwnGPT ({error}); put a copy back or "
-            "start a new run"
-        ) from error
+    return record.read_plan(Plan.from_dict, run_folder)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from owngpt.config.run_record import RUN_FILE, RunRecord
+from owngpt.config.run_record import RUN_FILE, RunRecord, check_options
 from owngpt.config.training import TrainConfig
 from owngpt.data.shards import load_prepared
 from owngpt.errors import CheckpointError, DataError, OwnGPTError, UsageError
@@ -17,8 +17,7 @@ from owngpt.formats.base import BaseModel
 from owngpt.pretraining.job import Job, TrainedModel
 from owngpt.pretraining.parts import build_batches, build_module, plan_of
 from owngpt.pretraining.text import check_tokenizer, folders
-from owngpt.train.checkpoint import step_of
-from owngpt.train.output import RUN, check_output, default_output, folder_of_checkpoint
+from owngpt.train.output import RUN, check_output, default_output, folder_to_resume
 from owngpt.train.parallel import Ranks
 
 
@@ -44,7 +43,7 @@ def train(
     began = time.monotonic() if began is None else began
     paths = [str(sources)] if isinstance(sources, str | Path) else [str(path) for path in sources]
     checkpoint = None if resume_from is None else Path(resume_from)
-    _check_options(options)
+    check_options(options, "train")
     ranks = Ranks.from_environment()
     try:
         if ranks is not None and not ranks.leads:
@@ -81,41 +80,13 @@ def _resumed(
     output: str | Path | None, checkpoint: Path | None, options: dict[str, Any], began: float, quiet: bool, ranks: Ranks | None
 ) -> Job:
     """The job that an earlier process left in its folder."""
-    if output is None and checkpoint is None:
-        raise UsageError("--resume does not say which run to go on with; name its folder with --output")
-    folder = folder_of_checkpoint(checkpoint) if checkpoint else Path(str(output))
-    if checkpoint and output is not None and folder.resolve() != Path(output).resolve():
-        raise UsageError(f"{checkpoint} is not a checkpoint of {output}; leave --output out, or name one of its own checkpoints")
-    if checkpoint:
-        step_of(checkpoint)
-    described = folder / RUN / RUN_FILE
-    if not described.exists():
-        raise UsageError(f"{folder} holds no run to resume (no {RUN}/{RUN_FILE}); start one without --resume")
-    record = RunRecord.read(described)
+    folder = folder_to_resume(output, checkpoint)
+    record = RunRecord.read(folder / RUN / RUN_FILE)
     plan_of(record, folder / RUN)  # a damaged plan is said before anything else
     job = Job(folder, record.sources, TrainConfig(**record.settings), began, quiet=quiet, ranks=ranks, record=record)
     job.checkpoint = checkpoint
-    _check_same(record, options)
+    record.check_same(options)
     return job
-
-
-def _check_options(options: dict[str, Any]) -> None:
-    known = [field.name for field in fields(TrainConfig)]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise UsageError(f"--{unknown[0].replace('_', '-')} is unknown; the options of a run are {', '.join(known)}")
-
-
-def _check_same(record: RunRecord, given: dict[str, Any]) -> None:
-    """A resumed run goes on as it began: an option that says otherwise is an error, one that repeats it is not."""
-    kept = asdict(TrainConfig(**record.settings))
-    chosen = record.resolved_settings()
-    for name, value in given.items():
-        if value is not None and value not in (kept[name], chosen.get(name)):
-            raise UsageError(
-                f"--{name.replace('_', '-')} {value} is {kept[name]} in this run; --resume goes on with the run's own settings: "
-                "leave it out, or start a new run"
-            )
 
 
 def _follow(ranks: Ranks, began: float) -> TrainedModel:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from owngpt.config.run_record import RUN_FILE
 from owngpt.errors import OwnGPTError, UsageError
+from owngpt.train.checkpoint import step_of
 
 DEFAULT_PARENT = Path("runs")
 RUN = "run"
@@ -53,6 +55,23 @@ def folder_of_checkpoint(path: Path) -> Path:
         raise UsageError(f"{path} is not a checkpoint of a run; --resume-from takes OUT/{RUN}/{CHECKPOINTS}/step-…")
     parents = path.parents
     return parents[2] if len(parents) > 2 else absolute.parents[2]
+
+
+def folder_to_resume(output: str | Path | None, checkpoint: Path | None) -> Path:
+    """The output folder of the run that ``--resume`` or ``--resume-from`` means.
+
+    :raises UsageError: none is named, the two do not belong together, or there is no run.
+    """
+    if output is None and checkpoint is None:
+        raise UsageError("--resume does not say which run to go on with; name its folder with --output")
+    folder = folder_of_checkpoint(checkpoint) if checkpoint else Path(str(output))
+    if checkpoint and output is not None and folder.resolve() != Path(output).resolve():
+        raise UsageError(f"{checkpoint} is not a checkpoint of {output}; leave --output out, or name one of its own checkpoints")
+    if checkpoint:
+        step_of(checkpoint)
+    if not (folder / RUN / RUN_FILE).exists():
+        raise UsageError(f"{folder} holds no run to resume (no {RUN}/{RUN_FILE}); start one without --resume")
+    return folder
 
 
 @contextmanager

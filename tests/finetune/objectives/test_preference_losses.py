@@ -23,7 +23,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def expected(result: PairLosses, losses: list[float]) -> None:
+def assert_losses(result: PairLosses, losses: list[float]) -> None:
     assert result.losses.tolist() == pytest.approx(losses, rel=1e-5)
 
 
@@ -37,7 +37,7 @@ def test_dpo_is_the_papers_formula(smoothing: float) -> None:
             math.exp(rejected) / math.exp(old_rejected)
         )
         wanted.append(-(1 - smoothing) * math.log(sigmoid(ratio)) - smoothing * math.log(sigmoid(-ratio)))
-    expected(result, wanted)
+    assert_losses(result, wanted)
 
 
 def test_ipo_aims_at_half_of_one_over_beta_per_token() -> None:
@@ -46,7 +46,7 @@ def test_ipo_aims_at_half_of_one_over_beta_per_token() -> None:
     for index, (first, second) in enumerate(LENGTHS):
         gain = (CHOSEN[index] - REFERENCE_CHOSEN[index]) / first - (REJECTED[index] - REFERENCE_REJECTED[index]) / second
         wanted.append((gain - 2.0) ** 2)
-    expected(result, wanted)
+    assert_losses(result, wanted)
 
 
 def test_orpo_adds_the_odds_ratio_to_the_likelihood() -> None:
@@ -56,7 +56,7 @@ def test_orpo_adds_the_odds_ratio_to_the_likelihood() -> None:
         chosen, rejected = math.exp(CHOSEN[index] / first), math.exp(REJECTED[index] / second)
         odds_ratio = (chosen / (1 - chosen)) / (rejected / (1 - rejected))
         wanted.append(-math.log(chosen) - 0.5 * math.log(sigmoid(math.log(odds_ratio))))
-    expected(result, wanted)
+    assert_losses(result, wanted)
 
 
 def test_orpo_stays_finite_for_answers_that_are_certain() -> None:
