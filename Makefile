@@ -34,7 +34,7 @@ constraints:
 	./scripts/pin-constraints
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache src/*.egg-info
+	rm -rf $(VENV) build dist src/owngpt/kernels/compiled .pytest_cache .ruff_cache .mypy_cache .import_linter_cache src/*.egg-info
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:
@@ -42,7 +42,7 @@ $(VENV)/bin/python:
 		{ echo "OwnGPT needs Python 3.11 or newer, and $(PYTHON) is older; run: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV); on Debian and Ubuntu run: apt install python3-venv"; exit 1; }
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml setup.py constraints.txt
 	$(PIP) torch
 	$(PIP) -e .
 	touch $@

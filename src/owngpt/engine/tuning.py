@@ -119,9 +119,7 @@ def _set_tiles_from(model: GPT, rows: int) -> None:
 
 def _key(model: GPT, threads: int) -> str:
     shape = json.dumps(model.config.to_dict(), sort_keys=True)
-    command = build.compiler()
-    assert command is not None
-    parts = (build.fingerprint("inference", command), shape, str(packed_bytes(model)), str(threads), str(usable_cores()))
+    parts = (build.fingerprint("inference"), shape, str(packed_bytes(model)), str(threads), str(usable_cores()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

@@ -1,7 +1,8 @@
 """Compile the C kernels for this processor, once, and load them.
 
-The sources are small and plain C, so the system's C compiler takes seconds; the result lies in the user's cache folder under
-a name that is the hash of sources, flags, compiler and processor. Without a compiler everything works through PyTorch alone.
+The sources are small and plain C, so the system's C compiler takes seconds. Installing the package compiles them into it
+(setup.py); where that did not happen, or for another processor, the first use compiles them into the user's cache folder. Both
+places name a library by the hash of sources, flags and processor. Without a compiler everything works through PyTorch alone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
 from owngpt.config.files import TEMPORARY_SUFFIX
 
 SOURCES = Path(__file__).parent / "source"
+INSTALLED = Path(__file__).parent / "compiled"
+"""Where installing the package puts what it compiles."""
 FLAGS = (
     "-march=native",
     "-mprefer-vector-width=512",
@@ -55,7 +56,9 @@ _started: dict[str, subprocess.Popen[str]] = {}
 
 
 def cache_folder() -> Path:
-    """Where compiled kernels are kept: ``OWNGPT_CACHE`` or the platform's cache folder."""
+    """Where kernels compiled later are kept: ``OWNGPT_CACHE`` or the platform's cache folder."""
+    from platformdirs import user_cache_path  # not there yet when the package is being installed
+
     chosen = os.environ.get("OWNGPT_CACHE")
     return (Path(chosen) if chosen else user_cache_path("owngpt")) / "kernels"
 
@@ -74,22 +77,16 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
 
 
-def fingerprint(name: str, command: str) -> str:
-    """Of all that a library's machine code depends on."""
+def fingerprint(name: str) -> str:
+    """Of all that a library's machine code depends on, but for the compiler: what one made serves where there is none."""
     library = LIBRARIES[name]
     digest = hashlib.sha256()
-    for part in (*FLAGS, *library.flags, command, _version(command), _processor(), platform.machine()):
+    for part in (*FLAGS, *library.flags, _processor(), platform.machine()):
         digest.update(part.encode())
     for source in sorted(SOURCES.iterdir()):
         if source.suffix == ".h" or source.stem in library.sources:
             digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@cache
-def _version(command: str) -> str:
-    result = subprocess.run([command, "--version"], capture_output=True, text=True, timeout=COMPILE_SECONDS, check=False)
-    return result.stdout
 
 
 def _hindrance() -> str | None:
@@ -98,13 +95,38 @@ def _hindrance() -> str | None:
         return "switched off by OWNGPT_KERNELS"
     if platform.system() != "Linux" or platform.machine() != "x86_64":
         return f"no kernels for {platform.system()} on {platform.machine()}; PyTorch's own are used"
-    if compiler() is None:
-        return "no C compiler found; install gcc or clang: training and inference are several times faster with it"
     return None
 
 
-def _target(name: str, command: str) -> Path:
-    return cache_folder() / f"owngpt-{name}-{fingerprint(name, command)}.so"
+def _file(name: str) -> str:
+    return f"owngpt-{name}-{fingerprint(name)}.so"
+
+
+def _target(name: str) -> Path:
+    """Where a library is, or is to be."""
+    installed = INSTALLED / _file(name)
+    return installed if installed.exists() else cache_folder() / installed.name
+
+
+def install(folder: Path) -> list[str]:
+    """Compile every library into ``folder``, all at once, when the package is installed; those of other versions leave.
+
+    Returns the names of the libraries that are there. A library that cannot be compiled is left to the first use, which says why.
+    """
+    command = compiler()
+    if _hindrance() is not None or command is None:
+        return []
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = {name: folder / _file(name) for name in LIBRARIES}
+    for file in set(folder.iterdir()) - set(targets.values()):
+        file.unlink()
+    missing = {name: target for name, target in targets.items() if not target.exists()}
+    for name, target in missing.items():
+        _started[name] = _compilation(name, command, _temporary(target))
+    for name, target in missing.items():
+        with suppress(OSError, subprocess.SubprocessError):
+            _compile(name, command, target)
+    return [name for name, target in targets.items() if target.exists()]
 
 
 def _compilation(name: str, command: str, built: Path) -> subprocess.Popen[str]:
@@ -130,7 +152,7 @@ def start(name: str) -> None:
     if name in _started or _hindrance() is not None or command is None:
         return
     with suppress(OSError):
-        target = _target(name, command)
+        target = _target(name)
         if not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
             _started[name] = _compilation(name, command, _temporary(target))
@@ -161,15 +183,16 @@ def load(name: str) -> tuple[ctypes.CDLL | None, str]:
 
     torch must be imported first: both then share one OpenMP runtime.
     """
-    hindrance, command = _hindrance(), compiler()
-    if hindrance is not None or command is None:
-        return None, hindrance or ""
+    if (hindrance := _hindrance()) is not None:
+        return None, hindrance
     try:
-        target = _target(name, command)
+        target, command = _target(name), compiler()
         if not target.exists():
+            if command is None:
+                return None, "no C compiler found; install gcc or clang: training and inference are several times faster with it"
             _compile(name, command, target)
-        return ctypes.CDLL(str(target)), f"compiled with {command}"
+        return ctypes.CDLL(str(target)), f"compiled into {target.parent}"
     except subprocess.CalledProcessError as error:
-        return None, f"{command} could not compile the kernels: {error.stderr.strip()[:300]}"
+        return None, f"the C compiler could not compile the kernels: {error.stderr.strip()[:300]}"
     except (OSError, subprocess.TimeoutExpired) as error:
         return None, f"kernels could not be built: {error}"
