@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 import owngpt
 from owngpt.errors import ModelFolderError, StorageError, UsageError
-from owngpt.formats.folder import load_config, load_model, save_model
+from owngpt.formats.folder import load_config, load_model, open_model, save_model
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
+from owngpt.text.stream import byte_of_symbol
 from owngpt.text.training import train_tokenizer
 
 CONFIG = GPTConfig(
@@ -153,6 +154,9 @@ def test_damaged_and_missing_files_are_named(folder: Path) -> None:
     with pytest.raises(ModelFolderError, match="not JSON"):
         load_config(folder)
     (folder / "config.json").write_text("[]")
+    with pytest.raises(ModelFolderError, match="holds a list, not a JSON object"):
+        load_config(folder)
+    (folder / "config.json").write_text("{}")
     with pytest.raises(ModelFolderError, match="model_type"):
         load_config(folder)
     (folder / "config.json").unlink()
@@ -172,6 +176,46 @@ def test_claims_of_a_config_are_checked_before_anything_is_built(folder: Path) -
     edit(folder / "config.json", hidden_size=32, num_attention_heads=3)
     with pytest.raises(ModelFolderError, match=r"model: heads 3 is not a multiple"):
         load_model(folder)
+
+
+def test_a_byte_order_mark_before_the_files_is_no_content(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "special_tokens_map.json").write_text('{"eos_token": "<|endoftext|>"}')
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ messages }}"}')
+    for file in folder.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    opened, tokenizer, generation = open_model(folder)
+    assert opened.config == CONFIG
+    assert tokenizer.fingerprint == TOKENIZER.fingerprint
+    assert tokenizer.chat_template == "{{ messages }}"
+    assert generation["temperature"] == 0.7
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json"])
+def test_settings_that_are_too_large_or_too_deep_are_refused(name: str, folder: Path) -> None:
+    (folder / name).write_text("[" * 200_000)
+    with pytest.raises(ModelFolderError, match=f"{name} is not JSON"):
+        open_model(folder)
+    with (folder / name).open("wb") as file:
+        file.truncate((64 << 20) + 1)
+    with pytest.raises(ModelFolderError, match=f"{name} has 67,108,865 bytes; a {name} has at most"):
+        open_model(folder)
+
+
+def test_a_folder_with_the_two_files_of_gpt2_only_opens(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.GPT2Config(vocab_size=257, n_positions=32, n_embd=32, n_layer=1, n_head=2, eos_token_id=256)
+    transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    symbols = {**byte_of_symbol(), "<|endoftext|>": 256}
+    (tmp_path / "vocab.json").write_text(json.dumps(symbols))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    opened, tokenizer = load_model(tmp_path)
+    assert tokenizer.encode("aé") == [97, 195, 169]
+    assert tokenizer.end_of_text_id == 256
+    assert tokenizer.vocab_size == opened.config.vocab_size
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder: Path) -> None:
@@ -313,7 +357,7 @@ def test_an_index_of_too_many_or_too_large_is_refused(folder: Path) -> None:
         load_model(folder)
     with index.open("wb") as file:
         file.truncate(1 << 40)
-    with pytest.raises(ModelFolderError, match="an index has at most 67,108,864"):
+    with pytest.raises(ModelFolderError, match="has at most 67,108,864"):
         load_model(folder)
 
 

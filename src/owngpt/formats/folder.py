@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, sync_file, sync_folder
+from owngpt.config.json_files import read_json_object
 from owngpt.errors import ModelFolderError, UsageError
 from owngpt.families import Family, family_for, family_named
 from owngpt.formats.adapted import Stack, stack_of
@@ -25,7 +26,7 @@ from owngpt.formats.weights import Prepare, Take, export_state, load_state, stor
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 from owngpt.text.templates import TEMPLATE_FILE, TEMPLATE_FOLDER, read_templates
-from owngpt.text.tokenizer import TOKENIZER_FILE, NoTokenizer, Tokenizer
+from owngpt.text.tokenizer import NoTokenizer, Tokenizer, holds_tokenizer
 
 CONFIG_FILE = "config.json"
 GENERATION_FILE = "generation_config.json"
@@ -194,7 +195,7 @@ def _tokenizer_over(adapters: Sequence[Path]) -> tuple[Tokenizer | None, str | N
     """The tokenizer and the chat template of the adapter folders, those of the last that has any; None where none has."""
     template = None
     for folder in reversed(adapters):
-        if (folder / TOKENIZER_FILE).is_file():
+        if holds_tokenizer(folder):
             own = Tokenizer.load(folder)
             return own, template or own.chat_template
         template = template or read_templates(folder, None)[0]
@@ -211,7 +212,7 @@ def _open_plain(
         return load_gguf(file, dtype=dtype, prepare=prepare, tokenizer=tokenizer)
     config = load_config(path)
     if tokenizer is None:
-        known = needs_tokenizer or (path / TOKENIZER_FILE).is_file()
+        known = needs_tokenizer or holds_tokenizer(path)
         tokenizer = Tokenizer.load(path) if known else NoTokenizer(path)
     _check_vocabulary(path, tokenizer, config)
     return load_weights(path, config, dtype=dtype, prepare=prepare), tokenizer, load_generation_settings(path)
@@ -244,18 +245,12 @@ def gguf_file(path: Path) -> Path | None:
 def load_generation_settings(folder: Path) -> dict[str, Any]:
     """The content of generation_config.json, or nothing when the folder has none.
 
-    :raises ModelFolderError: it is not a JSON object.
+    :raises ModelFolderError: it is too large or not a JSON object.
     """
     path = folder / GENERATION_FILE
     if not path.exists():
         return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(settings, dict):
-        raise ModelFolderError(f"{path} is not a JSON object")
-    return settings
+    return read_json_object(path, MAXIMUM_CONFIG_BYTES)
 
 
 def load_weights(
@@ -323,13 +318,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelFolderError(
             f"{folder} has no {CONFIG_FILE}, so it is not a model folder; name the folder that a training wrote"
         )
-    if file.stat().st_size > MAXIMUM_CONFIG_BYTES:
-        raise ModelFolderError(f"{file} has {file.stat().st_size:,} bytes; a {CONFIG_FILE} has at most {MAXIMUM_CONFIG_BYTES:,}")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelFolderError(f"{file} is not JSON ({error}); copy the folder again") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+    values = read_json_object(file, MAXIMUM_CONFIG_BYTES)
+    if not isinstance(values.get("model_type"), str):
         raise ModelFolderError(f"{file} names no model_type; it is not the config of a model")
     return values
 

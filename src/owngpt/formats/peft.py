@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owngpt.config.json_files import read_json_object
 from owngpt.errors import ModelFolderError
 from owngpt.families import FAMILIES, Family
 from owngpt.families.base import Part, TensorMap
@@ -151,15 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise ModelFolderError(f"{folder} has no {CONFIG_FILE}, so it is not an adapter; name the folder that PEFT wrote")
-    if path.stat().st_size > MAXIMUM_CONFIG_BYTES:
-        raise ModelFolderError(f"{path} has {path.stat().st_size:,} bytes; it has at most {MAXIMUM_CONFIG_BYTES:,}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelFolderError(f"{path} is not JSON ({error}); copy the folder again") from error
-    if not isinstance(values, dict):
-        raise ModelFolderError(f"{path} is not a JSON object; copy the folder again")
-    return values
+    return read_json_object(path, MAXIMUM_CONFIG_BYTES)
 
 
 def _patterns(folder: Path, values: Mapping[str, Any], field: str) -> Iterable[tuple[str, Any]]:

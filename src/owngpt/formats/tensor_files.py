@@ -11,6 +11,7 @@ import safetensors
 import torch
 from torch import Tensor
 
+from owngpt.config.json_files import read_json_object
 from owngpt.errors import ModelFolderError
 
 WEIGHTS_FILE = "model.safetensors"
@@ -110,12 +111,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     """The files that an index names, each a plain name in this folder."""
-    if index.stat().st_size > MAXIMUM_INDEX_BYTES:
-        raise ModelFolderError(f"{index} has {index.stat().st_size:,} bytes; an index has at most {MAXIMUM_INDEX_BYTES:,}")
-    try:
-        names = list(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ModelFolderError(f"{index} is not an index of weights; copy the folder again") from error
+    weight_map = read_json_object(index, MAXIMUM_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ModelFolderError(f"{index} is not an index of weights; copy the folder again")
+    names = list(weight_map.values())
     for name in names:
         # No path, in the spelling of any system; "." and ".." do not end in .safetensors.
         if not isinstance(name, str) or not name.endswith(".safetensors") or set(name) & set("/\\:\0"):

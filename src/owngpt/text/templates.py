@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from owngpt.config.json_files import read_bounded, read_json_object
 from owngpt.errors import ModelFolderError
 
 TEMPLATE_FILE = "chat_template.jinja"
@@ -73,18 +73,11 @@ def _named_pairs(entries: Any) -> list[tuple[Any, Any]]:
 
 
 def _processor_template(file: Path) -> dict[str, str]:
-    try:
-        found = json.loads(_read(file))
-    except ValueError as error:
-        raise ModelFolderError(f"{file} is not JSON ({error}); restore it or delete it") from error
-    return _inline_templates(found.get("chat_template")) if isinstance(found, dict) else {}
+    return _inline_templates(read_json_object(file, LARGEST_FILE_BYTES).get("chat_template"))
 
 
 def _read(file: Path) -> str:
-    size = file.stat().st_size
-    if size > LARGEST_FILE_BYTES:
-        raise ModelFolderError(f"{file} has {size:,} bytes; a chat template has at most {LARGEST_FILE_BYTES:,}")
     try:
-        return file.read_bytes().decode("utf-8")
+        return read_bounded(file, LARGEST_FILE_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ModelFolderError(f"{file} is not UTF-8 ({error}); save it as UTF-8") from error

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import tokenizers
 
+from owngpt.config.json_files import read_bounded, read_json_object
 from owngpt.errors import ModelFolderError, StorageError, UsageError
 from owngpt.text.characters import WholeCharacters
 from owngpt.text.special import END_OF_TEXT_NAMES, PADDING_NAMES, SPLIT_PATTERN, TURN_END_NAMES
@@ -23,6 +24,7 @@ from owngpt.text.stream import (
     sentence_piece_bytes,
 )
 from owngpt.text.templates import read_templates, template_files
+from owngpt.text.vocabulary_files import holds_vocabulary, read_vocabulary
 
 Kind = Literal["bpe", "byte", "char", "other"]
 
@@ -30,6 +32,7 @@ TOKENIZER_FILE = "tokenizer.json"
 SETTINGS_FILE = "tokenizer_config.json"
 MAXIMUM_FILE_BYTES = 256 * 2**20
 """The largest published tokenizers have about 35 MB; more is not a tokenizer."""
+MAXIMUM_SETTINGS_BYTES = 64 << 20
 PART_CHARACTERS = 1 << 18
 """A longer text is encoded in parts of about this many characters, so that every core has some."""
 SLICE_CHARACTERS = 1 << 22
@@ -76,14 +79,17 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Open a folder that holds a ``tokenizer.json``, or such a file itself.
+        """Open a folder that holds a ``tokenizer.json``, or such a file itself, or GPT-2's ``vocab.json`` and ``merges.txt``.
 
         :raises ModelFolderError: it is missing, too large or not a tokenizer.
         """
         path = Path(path)
         folder, file = (path, path / TOKENIZER_FILE) if path.is_dir() else (path.parent, path)
-        backend = _read_backend(file)
         settings = _read_settings(folder)
+        if not file.is_file() and path.is_dir() and holds_vocabulary(folder):
+            backend = read_vocabulary(folder, settings)
+        else:
+            backend = _read_backend(file)
         default, named = read_templates(folder, settings.pop("chat_template", None))
         return cls(backend, settings=settings, chat_template=default, named_chat_templates=named)
 
@@ -398,11 +404,9 @@ def _second_view(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 def _read_backend(file: Path) -> tokenizers.Tokenizer:
     if not file.is_file():
         raise ModelFolderError(f"{file} does not exist; a tokenizer is a folder with a {TOKENIZER_FILE}, or that file itself")
-    size = file.stat().st_size
-    if size > MAXIMUM_FILE_BYTES:
-        raise ModelFolderError(f"{file} has {size:,} bytes; a {TOKENIZER_FILE} has at most {MAXIMUM_FILE_BYTES:,}")
+    content = read_bounded(file, MAXIMUM_FILE_BYTES)
     try:
-        return tokenizers.Tokenizer.from_buffer(file.read_bytes())
+        return tokenizers.Tokenizer.from_buffer(content)
     except Exception as error:  # the library raises bare Exception
         raise ModelFolderError(f"{file} is not a {TOKENIZER_FILE} that can be read: {error}") from error
 
@@ -411,16 +415,14 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for name in ("special_tokens_map.json", SETTINGS_FILE):  # the older file first: the newer one wins
         file = folder / name
-        if not file.is_file():
-            continue
-        try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelFolderError(f"{file} is not JSON ({error}); restore it or delete it") from error
-        if not isinstance(found, dict):
-            raise ModelFolderError(f"{file} holds a {type(found).__name__}; it must be a JSON object")
-        settings.update(found)
+        if file.is_file():
+            settings.update(read_json_object(file, MAXIMUM_SETTINGS_BYTES))
     return settings
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether a folder has the files of a tokenizer."""
+    return (folder / TOKENIZER_FILE).is_file() or holds_vocabulary(folder)
 
 
 class NoTokenizer(Tokenizer):

@@ -182,7 +182,7 @@ def _is_whole(snapshot: Path, names: list[str]) -> bool:
     """Whether a folder holds an adapter, or a model with a tokenizer; other programs fetch single files as they need them."""
     if set(names) >= ADAPTER:  # its tokenizer may be the base's
         return True
-    if "config.json" in names and "tokenizer.json" in names:
+    if "config.json" in names and ("tokenizer.json" in names or {"vocab.json", "merges.txt"} <= set(names)):
         if "model.safetensors" in names:
             return True
         shards = [name for name in names if re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", name)]
