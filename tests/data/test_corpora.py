@@ -37,6 +37,8 @@ def offer(monkeypatch: pytest.MonkeyPatch, archive: Path, **changes: object) -> 
         sha256=sha256_of_file(archive),
         unpack=partial(archives.text_files, pattern=r"letters/(?P<name>\w+)\.txt$"),
     )
+    for variable in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(variable, raising=False)
     monkeypatch.setitem(corpora.CORPORA, "letters", replace(record, **changes))  # type: ignore[arg-type]
     monkeypatch.setitem(clients.CLIENTS, "pip", lambda package, sha256, work: archive)
 
@@ -64,6 +66,25 @@ def test_licence_and_size_are_said_before_the_download(tmp_path: Path, monkeypat
     assert [path.read_text() for path in files] == ["Dear Sir", "Dear Madam"]
     assert "public domain" in said[0] and "5.4 MB" in said[0] and said[1] == "download"
     assert corpora.resolve(["letters", tmp_path]) == [*files, tmp_path]
+
+
+@pytest.mark.parametrize("variable", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_a_person_who_wants_no_network_is_refused_what_is_not_here(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(monkeypatch, pack(tmp_path / "a.tar.gz", {"letters/one.txt": b"Dear Sir"}))
+    monkeypatch.setenv(variable, "1")
+    said: list[str] = []
+    with pytest.raises(DataError, match=f"letters is not here, and {variable}=1 forbids to download it"):
+        corpora.fetch("letters", say=said.append)
+    assert not said
+    with pytest.raises(DataError, match=f"thing is not here, and {variable}=1 forbids"):  # whoever calls a client
+        clients.pip_download("thing", "", tmp_path)
+    monkeypatch.setenv(variable, "0")
+    files = corpora.fetch("letters")
+    monkeypatch.setenv(variable, "YES")
+    assert corpora.fetch("letters") == files
+    assert corpora.fetch("python-stdlib")
 
 
 def test_an_archive_with_another_hash_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

