@@ -47,7 +47,7 @@ class FinetuneConfig:
     rslora: bool = False
     """Scale by alpha / sqrt(rank), for high ranks (arXiv 2312.03732)."""
     dora: bool = False
-    """Train the length of each weight's columns apart from their direction (arXiv 2402.09353)."""
+    """Train the length of each output's weights apart from their direction (arXiv 2402.09353)."""
     int8_base: bool = False
     """Hold the frozen weights in 8 bits: half of the memory, a little less exact."""
     learning_rate: float | None = None
@@ -71,7 +71,8 @@ class FinetuneConfig:
     label_words: bool = False
     """Of classify: the model learns to answer with the label itself, instead of a head over the labels: for few examples."""
     layout: str | None = None
-    """What the rows are, where that is not plain: messages, completion, text, alpaca, sharegpt, preference or label."""
+    """What the rows are, where that is not plain: messages, question-answer, completion, alpaca, sharegpt, preference, label or
+    text."""
     columns: str | None = None
     """Names of columns that are called otherwise, as in prompt=question,completion=answer."""
     skip_bad: bool = False
