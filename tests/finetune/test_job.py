@@ -159,6 +159,23 @@ def test_general_text_is_mixed_in_and_kept(base: Path, rows: Path, tmp_path: Pat
     assert again.training["step"] == 4
 
 
+def test_options_that_name_files_may_be_repeated_as_they_were_given(
+    base: Path, rows: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_rows(tmp_path / "others.jsonl", chats(26)[22:])
+    monkeypatch.chdir(tmp_path)
+    tuned = finetune(base, rows, output=tmp_path / "out", steps=2, validation="others.jsonl", **OPTIONS)
+    assert any("2 held-out examples ask what the model was taught" in warning for warning in tuned.warnings)
+    assert (
+        "4 held-out examples were not learned from, but 2 of them ask what was learned"
+        in (tuned.output / "report.md").read_text()
+    )
+    again = finetune(output=tuned.output, resume=True, quiet=True, validation="others.jsonl")
+    assert again.training["step"] == 2
+    with pytest.raises(UsageError, match="--validation .*faq.jsonl is .*others.jsonl in this run"):
+        finetune(output=tuned.output, resume=True, quiet=True, validation=str(rows))
+
+
 def test_a_handful_of_rows_works_and_is_called_few(base: Path, tmp_path: Path) -> None:
     few = write_rows(tmp_path / "few.jsonl", chats(3))
     tuned = finetune(base, few, output=tmp_path / "few", epochs=2, quiet=True)

@@ -87,6 +87,28 @@ def test_a_row_beyond_the_context_is_an_error_unless_said_otherwise(base: Path, 
     assert plan.plan["examples"] == 8
 
 
+def test_held_out_rows_that_cannot_be_used_are_said_too(base: Path, rows: Path, tmp_path: Path):
+    long = {"messages": [{"role": "user", "content": "long " * 25_000}, {"role": "assistant", "content": "ok"}]}
+    others = write_rows(tmp_path / "others.jsonl", [*chats(3), long])
+    with pytest.raises(DataError, match=r"others.jsonl:4: .* tokens, more than the context of 256.*--overflow drop or split"):
+        finetune(base, rows, quiet=True, steps=1, validation=str(others), dry_run=True)
+    data = finetune(base, rows, quiet=True, steps=1, validation=str(others), overflow="split", dry_run=True).data
+    assert (data["held_out"]["examples"], data["held_out"]["dropped"]["count"]) == (3, 1)
+    assert data["shared_prompts"] == 3
+    assert any("others.jsonl: 4 chats" in note for note in data["notes"])
+    assert any("3 of 4 examples of" in note and "ask what is learned" in note for note in data["notes"])
+
+
+def test_a_held_out_label_that_is_not_learned_is_named(base: Path, tmp_path: Path):
+    learned = write_rows(tmp_path / "learned.jsonl", labelled(8))
+    others = write_rows(tmp_path / "others.jsonl", [*labelled(3), {"text": "odd one", "label": "?"}])
+    with pytest.raises(DataError, match=r"others.jsonl:4: unknown label '\?'; the training rows have: \+, -"):
+        finetune(base, learned, quiet=True, steps=1, validation=str(others), dry_run=True)
+    data = finetune(base, learned, quiet=True, steps=1, validation=str(others), skip_bad=True, dry_run=True).data
+    assert data["held_out"]["examples"] == 3
+    assert any(note.startswith("1 more rows refused") and "others.jsonl:4" in note for note in data["notes"])
+
+
 def test_labels_and_what_they_are_seen_once(base: Path, tmp_path: Path):
     single = write_rows(tmp_path / "rows.jsonl", [*labelled(8), {"text": "odd one", "label": "?"}])
     with pytest.raises(DataError, match=r"label '\?' is seen once"):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from owngpt.formats.weights import GroupedTensor
 from owngpt.kernels import activation, packed, tape
+from owngpt.kernels.memory import HugePages
 from owngpt.kernels.packed import Kind, PackedWeight
 from owngpt.model.config import GPTConfig
 from owngpt.model.embedding import Embedding
@@ -101,6 +102,7 @@ class Packer:
         :param keep_groups: what is stored in groups stays so, exactly, whatever ``kind`` is.
         """
         self._kind, self._keep_groups = kind, keep_groups
+        self._memory = HugePages()
         with torch.device("meta"):
             self._modules = dict(GPT(config).named_modules())
         self.weights: dict[str, PackedWeight] = {}
@@ -133,11 +135,12 @@ class Packer:
         elif module in ("embedding", "output_head") and kind == "int4":
             kind = "int8"
         if not isinstance(tensor, GroupedTensor):
-            return packed.pack(tensor, kind)
+            return packed.pack(tensor, kind, self._memory)
         if self._keep_groups or kind in ("bf16", f"int{tensor.bits}"):
-            weight = packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets)
-            return packed.widened(weight) if kind == "bf16" and not self._keep_groups else weight
-        return packed.pack(tensor.floats(), kind)
+            is_widened = kind == "bf16" and not self._keep_groups
+            weight = packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets, None if is_widened else self._memory)
+            return packed.widened(weight, self._memory) if is_widened else weight
+        return packed.pack(tensor.floats(), kind, self._memory)
 
     def install(self, model: GPT) -> GPT:
         """Replace the model's modules by packed ones, in place."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,7 @@ from owngpt.finetune.rendering.renderer import Renderer
 from owngpt.finetune.rendering.system import with_system
 from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.finetune.sequences.kept_examples import read_examples, write_examples
-from owngpt.finetune.sequences.overflow import StoreStats
+from owngpt.finetune.sequences.overflow import Overflow, StoreStats, fitted
 from owngpt.finetune.sequences.store import ExampleStore, write_store
 from owngpt.text.tokenizer import Tokenizer
 
@@ -122,7 +122,7 @@ def prepare(
     """
     opened = open_rows(sources, settings, tokenizer, say=say)
     examples, method, labels, renderer = opened.examples, opened.method, opened.labels, opened.renderer
-    others, held_out = _split(examples, settings, say)
+    others, held_out, of_validation, shared = _split(examples, settings, say)
     train = _drawn(others, most, settings.seed, say)
     make_folder(folder)
     skip = settings.skip_bad
@@ -131,20 +131,22 @@ def prepare(
     store = write_store(
         encode(train, skip_bad=skip), folder / "train", context_length=context_length, overflow=overflow, pairs=pairs
     )
-    kept = [example for example in held_out if _fits(renderer, example, context_length)]
+    kept, seen = _scorable(renderer, held_out, context_length=context_length, overflow=overflow, pairs=pairs, skip_bad=skip)
     scored: ExampleStore | Nothing = Nothing(StoreStats())
     if kept:
         scored = write_store(
             renderer.encode_all(kept), folder / "held_out", context_length=context_length, overflow="drop", pairs=pairs
         )
-    notes = [*renderer.notes, *_left_out(renderer)]
-    for note in (*notes, f"to learn from: {store.stats.sentence()}", f"held out: {scored.stats.sentence()}"):
+    scored_stats = replace(scored.stats, dropped=seen.dropped, masked=seen.masked, equal=seen.equal)
+    notes = [*of_validation, *renderer.notes, *_left_out(renderer)]
+    for note in (*notes, f"to learn from: {store.stats.sentence()}", f"held out: {scored_stats.sentence()}"):
         say(note)
     renderer.tokenizer.save(make_folder(folder / TOKENIZER))
     write_examples(folder / HELD_OUT, kept)
     facts = {
         "sentence": examples.sentence(), "sources": list(sources), "labels": list(labels), "method": method, "notes": notes,
-        "train": store.stats.to_dict(), "held_out": scored.stats.to_dict(), "examples": examples.to_dict(),
+        "train": store.stats.to_dict(), "held_out": scored_stats.to_dict(), "shared_prompts": shared,
+        "examples": examples.to_dict(),
     }  # fmt: skip
     atomic_write_text(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False, default=str))
     return Material(method, renderer.tokenizer, renderer, store, scored, kept, labels, facts)
@@ -205,22 +207,26 @@ def _open(sources: Sequence[str], settings: FinetuneConfig, say: Say, *, only_ch
     )  # fmt: skip
 
 
-def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[ExampleSet | Side, list[Example]]:
+def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[ExampleSet | Side, list[Example], list[str], int]:
+    """Examples to learn from, those held out, notes on the file that they are in, and how many ask what is learned."""
     if settings.validation is None:
         train, others = split_examples(examples, held_out=settings.held_out, seed=settings.seed)
-        return train, list(others)
+        return train, list(others), [], 0
     named = _open([settings.validation], settings, say, only_checked=True)
     if named.kind != examples.kind and {named.kind, examples.kind} & {"preference", "label"}:
         raise UsageError(
             f"--validation {settings.validation} holds {_NAMES[named.kind]}, the examples are {_NAMES[examples.kind]}; "
             "name a file of the same kind"
         )
+    notes = [f"--validation {settings.validation}: {named.sentence()}", *named.summary.notes]
+    if len(named) > MOST_HELD_OUT:
+        notes.append(f"the first {MOST_HELD_OUT:,} of them are held out, which tell enough")
     if shared := shared_prompts(examples, named):
-        say(
+        notes.append(
             f"{shared:,} of {len(named):,} examples of {settings.validation} ask what is learned, so they tell little; "
             "leave them out of one side"
         )
-    return examples, list(islice(named, MOST_HELD_OUT))
+    return examples, list(islice(named, MOST_HELD_OUT)), notes, shared
 
 
 def _drawn(train: ExampleSet | Side, most: int | None, seed: int, say: Say) -> Iterable[Example]:
@@ -272,13 +278,25 @@ def _word_renderer(tokenizer: Tokenizer, labels: tuple[str, ...], kind: Kind) ->
     return renderer
 
 
-def _fits(renderer: Renderer, example: Example, limit: int) -> bool:
-    """Whether a held-out example can be scored whole."""
-    try:
-        sequences = renderer.encode(example)
-    except DataError:
-        return False
-    return all(len(sequence) <= limit and (sequence.targets or sequence.label >= 0) for sequence in sequences)
+def _scorable(
+    renderer: Renderer, held_out: Sequence[Example], *, context_length: int, overflow: Overflow, pairs: bool, skip_bad: bool
+) -> tuple[list[Example], StoreStats]:
+    """The held-out examples that can be scored whole, and a count of the others: none is left out unsaid.
+
+    :raises DataError: one cannot be used, and nobody said that such may be left out.
+    """
+    whole, seen = [], StoreStats()
+    of_long: Overflow = "error" if overflow == "error" else "drop"  # the score of a part would be another one's
+    for example in held_out:
+        try:
+            sequences = renderer.encode(example)
+        except DataError as error:
+            renderer.refuse(error, skip_bad=skip_bad)
+            continue
+        fitting = fitted(sequences, seen, context_length=context_length, overflow=of_long, pairs=pairs)
+        if len(list(fitting)) == len(sequences):
+            whole.append(example)
+    return whole, seen
 
 
 def _left_out(renderer: Renderer) -> list[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,9 @@ from owngpt.errors import UsageError
 from owngpt.finetune.job import Job, plan_of
 from owngpt.finetune.result import FinetunedModel
 from owngpt.train.output import RUN, check_output, default_output, folder_to_resume
+
+FILES = ("validation", "replay_from")
+"""Options that name files."""
 
 
 def finetune(
@@ -53,7 +55,7 @@ def _new(
     model: str | Path | None, sources: list[str], output: str | Path | None, options: dict[str, Any], began: float, quiet: bool
 ) -> Job:
     """A run that begins."""
-    settings = _found_again(FinetuneConfig(**options))
+    settings = FinetuneConfig(**_found_again(options))
     if model is None:
         raise UsageError(
             "no model to fine-tune: name a folder or a pulled model, as in `owngpt finetune MODEL rows.jsonl -o DIR`"
@@ -96,13 +98,12 @@ def _check_same(record: RunRecord, model: str | Path | None, sources: list[str],
         raise UsageError(f"this run tunes {record.model}, not {model}; leave the model out, or start a new run")
     if sources and [_absolute(source) for source in sources] != record.sources:
         raise UsageError("--resume goes on with the run's own examples; leave the sources out, or start a new run")
-    record.check_same(given)
+    record.check_same(_found_again(given))
 
 
-def _found_again(settings: FinetuneConfig) -> FinetuneConfig:
-    """Files that are found again from any working folder."""
-    validation, replay_from = (path and _absolute(path) for path in (settings.validation, settings.replay_from))
-    return replace(settings, validation=validation, replay_from=replay_from)
+def _found_again(options: dict[str, Any]) -> dict[str, Any]:
+    """With files that are found again from any working folder."""
+    return {name: _absolute(str(value)) if value and name in FILES else value for name, value in options.items()}
 
 
 def _absolute(spec: str) -> str:

@@ -1,7 +1,8 @@
-"""Keep freed memory instead of giving it back to the system and asking again a millisecond later.
+"""Memory where PyTorch's own way of getting it costs time.
 
-A training step allocates and frees the same few hundred megabytes. glibc returns blocks of more than 128 KB to the kernel at
-once, which then clears every page again at its next use: a tenth of a small model's step (benchmarks/NOTES.md).
+Freed memory is kept instead of given back to the system and asked for again a millisecond later: a training step allocates and
+frees the same few hundred megabytes, glibc returns blocks of more than 128 KB to the kernel at once, and the kernel then clears
+every page again at its next use, which is a tenth of a small model's step (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import math
 import mmap
 import platform
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -38,3 +40,41 @@ def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, **private), dtype=dtype, count=count).view(shape)
+
+
+HUGE_PAGE = 2 * 1024 * 1024
+REGION = 64 * 1024 * 1024
+"""Bytes asked of the system at a time; what is never written to takes no memory."""
+LINE = 64
+
+
+class HugePages:
+    """Memory in huge pages, where Linux grants them, for weights that every token reads from end to end.
+
+    Small pages cost that a few percent: the processor looks up each, and fetches ahead only inside of one (benchmarks/NOTES.md).
+    Memory returns to the system when the last tensor of its region is gone.
+    """
+
+    def __init__(self) -> None:
+        self._region = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, count: int) -> Tensor:
+        """``count`` bytes, uint8, not initialised, at the beginning of a cache line."""
+        begin = -(-self._used // LINE) * LINE
+        if begin + count > len(self._region):
+            self._region, begin = _huge(max(REGION, -(-count // HUGE_PAGE) * HUGE_PAGE)), 0
+        self._used = begin + count
+        return self._region[begin : self._used]
+
+
+def _huge(count: int) -> Tensor:
+    """Bytes from the beginning of a huge page on; ordinary memory where there are none."""
+    if not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(count, dtype=torch.uint8)
+    mapped = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel built without them
+        mapped.madvise(mmap.MADV_HUGEPAGE)
+    whole = torch.frombuffer(mapped, dtype=torch.uint8)
+    begin = -whole.data_ptr() % HUGE_PAGE
+    return whole[begin : begin + count]

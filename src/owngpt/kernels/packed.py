@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import library, tape
+from owngpt.kernels.memory import HugePages
 
 Kind = Literal["bf16", "int8", "int4"]
 KINDS: dict[str, int] = {"bf16": 0, "int8": 1, "int4": 2}
@@ -61,37 +62,45 @@ class PackedWeight:
         return matrix.contiguous()
 
 
-def pack(weight: Tensor, kind: Kind) -> PackedWeight:
+def pack(weight: Tensor, kind: Kind, memory: HugePages | None = None) -> PackedWeight:
     """Pack a weight (outputs, inputs) of any floating type.
 
     Quantized kinds share numbers in half precision among 32 inputs of an output. int8: value = factor * q, q in [-127, 127].
     int4: value = factor * q + offset, q in [0, 15], chosen for the least sum of squared errors.
+
+    :param memory: where to put it; by default PyTorch's own.
     """
     outputs, inputs = weight.shape
     source = weight.detach().contiguous()
     if source.dtype not in (torch.float32, torch.bfloat16):
         source = source.float()
-    tiles = torch.empty(-(-outputs // ROWS) * -(-inputs // COLUMNS) * TILE_BYTES[kind], dtype=torch.uint8)
+    tiles = _room(-(-outputs // ROWS) * -(-inputs // COLUMNS) * TILE_BYTES[kind], memory)
     library.call("pack", source, int(source.dtype == torch.float32), outputs, inputs, KINDS[kind], tiles)
     return PackedWeight(kind, outputs, inputs, tiles)
 
 
-def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor | None) -> PackedWeight:
+def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor | None, memory: HugePages | None = None) -> PackedWeight:
     """A weight that is stored in groups already, exactly: quants (outputs, inputs), uint8 in 0…15, or int8 in -127…127 without
     offsets; factors and offsets (outputs, inputs / 32) float16.
+
+    :param memory: as in :func:`pack`.
     """
     outputs, inputs = quants.shape
     kind: Kind = "int8" if offsets is None else "int4"
-    tiles = torch.empty(-(-outputs // ROWS) * (inputs // COLUMNS) * TILE_BYTES[kind], dtype=torch.uint8)
+    tiles = _room(-(-outputs // ROWS) * (inputs // COLUMNS) * TILE_BYTES[kind], memory)
     stored = [None if each is None else each.contiguous() for each in (quants, factors, offsets)]
     library.call("join_groups", *stored, outputs, inputs, tiles)
     return PackedWeight(kind, outputs, inputs, tiles)
 
 
-def widened(weight: PackedWeight) -> PackedWeight:
+def _room(count: int, memory: HugePages | None) -> Tensor:
+    return torch.empty(count, dtype=torch.uint8) if memory is None else memory.take(count)
+
+
+def widened(weight: PackedWeight, memory: HugePages | None = None) -> PackedWeight:
     """A quantized weight's values as bf16."""
     count = weight.tiles.numel() // TILE_BYTES[weight.kind]
-    tiles = torch.empty(count * TILE_BYTES["bf16"], dtype=torch.uint8)
+    tiles = _room(count * TILE_BYTES["bf16"], memory)
     library.call("widen", weight.tiles, KINDS[weight.kind], count, tiles)
     return PackedWeight("bf16", weight.outputs, weight.inputs, tiles)
 

@@ -63,6 +63,7 @@ def test_bad_rows_stop_the_run_unless_the_person_says_so(tmp_path: Path) -> None
         ({"messages": [USER, {"role": "assistant", "content": ""}]}, "message 2 (assistant) is empty"),
         ({"messages": [USER, {"role": "boss", "content": "x"}]}, "message 2 has the role 'boss'"),
         ({"prompt": "x", "completion": "y"}, "a completion row in a file of messages rows (line 1)"),
+        ({"instruction": "x", "output": "y"}, "an alpaca row in a file of messages rows (line 1)"),
         ({"other": 1}, "no messages"),
         ("[1, 2", "not valid JSON (Expecting ',' delimiter at column 6)"),
         ('"just a string"', "a text row in a file of messages rows (line 1)"),
@@ -87,6 +88,15 @@ def test_broken_json_on_line_4711_is_named(tmp_path: Path) -> None:
         DataError, match=r"a.jsonl, line 4,711: not valid JSON \(Expecting value at column 15\); mend the line, or"
     ):
         open_examples([path])
+
+
+def test_what_lies_behind_damage_is_not_passed_over_in_silence(tmp_path: Path) -> None:
+    text = json.dumps(chats(9), indent=1)
+    (tmp_path / "rows.json").write_text(text.replace('"role"', "role", 6).replace("role:", '"role":', 5), encoding="utf-8")
+    examples = open_examples([tmp_path / "rows.json"], skip_bad=True)
+    assert len(examples) == 2
+    assert examples.sentence().endswith("; 1 file could not be read to the end")
+    assert examples.to_dict()["refused"]["broken_files"] == 1
 
 
 def test_long_rows_that_are_no_damage_are_kept_for_the_overflow_option(tmp_path: Path) -> None:

@@ -68,12 +68,14 @@ def test_a_broken_json_list_gives_the_rows_before_the_break_and_says_where_it_is
     [(number, fault)] = found[2:]
     assert number == 3 and fault.reason == "not valid JSON (Expecting ':' delimiter at line 4, column 6)"
     assert fault.fix == "mend the file; nothing after row 2 can be read"
-    for text, reason in (
-        ('[{"a": 1} {"a": 2}]', "a comma is missing (text line 1)"),
-        ('[{"a": 1},\n{"a": 2}', "the list is not closed (text line 2)"),
-        ('[{"a": 1}]\nand more', "there is text behind the list (text line 2)"),
+    for text, reason, read in (
+        ('[{"a": 1} {"a": 2}]', "a comma is missing (text line 1)", 1),
+        ('[{"a": 1},\n{"a": 2}', "the list is not closed (text line 2)", 2),
+        ('[{"a": 1}]\nand more', "there is text behind the list (text line 2)", 1),
     ):
-        assert faults(rows(write(tmp_path / "b.json", text)))[0][1] == reason
+        *whole, (_, fault) = rows(write(tmp_path / "b.json", text))
+        assert (fault.reason, fault.fix) == (reason, f"mend the file; nothing after row {read} can be read")
+        assert len(whole) == read
 
 
 def test_names_that_mislead_are_looked_through(tmp_path: Path) -> None:

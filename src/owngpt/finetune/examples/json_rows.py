@@ -144,14 +144,14 @@ class _List:
         while (mark := self._next()) != "]":
             if number:
                 if mark != ",":
-                    raise self._broken(number, "a comma is missing" if mark else "the list is not closed")
+                    raise self._broken(number + 1, "a comma is missing" if mark else "the list is not closed")
                 self._place += 1
             number += 1
             self._next()
             yield number, self._element(number)
         self._place += 1
         if self._next():
-            raise self._broken(number, "there is text behind the list")
+            raise self._broken(number + 1, "there is text behind the list")
 
     def _next(self) -> str:
         """The next character that is not blank, which is not taken; "" at the end."""

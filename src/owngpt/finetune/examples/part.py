@@ -23,6 +23,8 @@ class Refusal:
     origin: Origin
     reason: str
     fix: str
+    is_last: bool = False
+    """Nothing after it in its file can be read."""
 
     @property
     def place(self) -> str:
@@ -73,7 +75,7 @@ class Part:
                 first = first or row.number
                 yield example
             except Fault as fault:
-                yield Refusal(origin, fault.reason, fault.fix)
+                yield Refusal(origin, fault.reason, fault.fix, isinstance(fault, BrokenFile))
 
     def _example(self, row: Row, origin: Origin, first: int) -> Example:
         if isinstance(row.values, Fault):
@@ -85,6 +87,9 @@ class Part:
         if missing is not None:
             if other := fitting(fields):
                 there = f" ({place_word(self.file.name)} {first:,})" if first else ""
-                raise Fault(f"a {other[0]} row in a file of {self.layout.name} rows{there}", "give each layout a file of its own")
+                article = "an" if other[0][0] in "aeiou" else "a"
+                raise Fault(
+                    f"{article} {other[0]} row in a file of {self.layout.name} rows{there}", "give each layout a file of its own"
+                )
             raise Fault(f"no {missing}", f"give the {missing} in every row")
         return self.layout.read(fields, origin, self.tags)

@@ -62,6 +62,8 @@ class Summary:
     duplicates: int = 0
     """Examples that say the same as an earlier one."""
     refused_count: int = 0
+    broken_count: int = 0
+    """Files that could be read only up to a refused row."""
     refused: list[Refusal] = field(default_factory=list)
     """The first of them."""
     reasons: Counter[str] = field(default_factory=Counter)
@@ -84,6 +86,7 @@ class Summary:
             self.counts[kind_of(was_counted)] -= 1
             self.characters -= sum(map(len, texts_of(was_counted)))
         self.refused_count += 1
+        self.broken_count += refusal.is_last
         reason = re.sub(r"'[^']*'|\([^)]*\)", "…", re.sub(r"\d[\d,]*", "N", refusal.reason)).replace(" …", "").strip()
         if reason in self.reasons or len(self.reasons) < _KEPT_REASONS:
             self.reasons[reason] += 1
@@ -108,6 +111,8 @@ class Summary:
             files = {refusal.origin.file for refusal in self.refused}
             where = first.place if len(files) == 1 else f"{first.origin.file}, {first.place}"
             text += f"; {_rows(self.refused_count)} refused: {where}: {first.reason}"
+        if self.broken_count:
+            text += f"; {_files(self.broken_count)} could not be read to the end"
         return text
 
     def error(self) -> DataError:
@@ -133,6 +138,7 @@ class Summary:
             "duplicates": self.duplicates,
             "refused": {
                 "rows": self.refused_count,
+                "broken_files": self.broken_count,
                 "reasons": dict(self.reasons.most_common()),
                 "first": [
                     {"file": one.origin.file, "number": one.origin.line, "reason": one.reason, "fix": one.fix}
@@ -145,6 +151,10 @@ class Summary:
 
 def _counted(kind: Kind, count: int) -> str:
     return f"{count:,} {_NAMES[kind][count != 1]}"
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count:,} files"
 
 
 def _rows(count: int) -> str:

@@ -21,7 +21,7 @@ TEXTS = 16
 
 @torch.no_grad()
 def class_scores(
-    network: GPT, texts: Sequence[tuple[int, Encoded]], labels: Sequence[str], deadline: float | None, padding_id: int
+    network: GPT, texts: Sequence[tuple[int, Encoded]], labels: Sequence[str], deadline: float | None, padding_id: int | None
 ) -> tuple[list[SequenceLoss], list[Guess]]:
     """Cross-entropy of each text's class, one target a text, and the likeliest class; nothing where there is no head yet.
 

@@ -65,6 +65,7 @@ def concerns(
         *_forgotten(comparison, facts),
         *_one_class(comparison, facts),
         *_wrong_preference(comparison),
+        *_shared(facts),
         *_lost(facts),
         *_few(before, facts),
         *_cut_short(before, after),
@@ -225,6 +226,14 @@ def _unfinished(training: Sequence[Mapping[str, Any]], held_out: Sequence[Mappin
             "stopped early",
             f"The loss on held-out examples was still falling at the end ({losses[-2]:.3f}, then {losses[-1]:.3f}).",
             "More time (--minutes) or more passes (--epochs) would make it better.",
+        )  # fmt: skip
+
+
+def _shared(facts: RunFacts) -> Iterator[Concern]:
+    if facts.shared:
+        yield Concern(
+            "learned by heart", f"{facts.shared:,} held-out examples ask what the model was taught, so the scores flatter.",
+            "Leave them out of one side, or let rows be held out (--held-out 0.1 instead of --validation).",
         )  # fmt: skip
 
 

@@ -22,6 +22,8 @@ class RunFacts:
     """Sequences that were too long and left out."""
     masked: int = 0
     """Sequences left out because nothing in them would have been learned."""
+    shared: int = 0
+    """Held-out examples that ask what is learned."""
     learning_rate: float | None = None
     lora: bool = False
     replay: float = 0.0
@@ -38,7 +40,8 @@ class RunFacts:
         return cls(
             train.get("examples"), train.get("tokens") or 0, train.get("learned", train.get("learned_tokens")),
             train.get("labelled") or 0,
-            _count(train.get("dropped")), _count(train.get("masked")), plan.get("learning_rate") or course.get("learning_rate"),
+            _count(train.get("dropped")), _count(train.get("masked")), int(data.get("shared_prompts") or 0),
+            plan.get("learning_rate") or course.get("learning_rate"),
             bool(plan.get("lora")), float(plan.get("replay") or 0.0),
         )  # fmt: skip
 

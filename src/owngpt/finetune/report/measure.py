@@ -23,6 +23,7 @@ from owngpt.finetune.report.forgetting import GeneralLoss, general_losses
 from owngpt.finetune.report.kinds import kind_of
 from owngpt.finetune.report.labels import Guess
 from owngpt.finetune.report.losses import SequenceLoss, window_nats, window_of
+from owngpt.finetune.sequences.batches import padding_of
 from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ def measure(
     try:
         deadline = _finite(began + SHARES["loss"] * budget)
         words = LabelWords(renderer, labels) if labels and isinstance(renderer, WordRenderer) else None
-        padding_id = tokenizer.padding_id if kind == "label" else 0
+        padding_id = padding_of(tokenizer) if kind == "label" else 0
         losses, guesses = _scores(network, store, kind, seed, deadline, labels, words, padding_id)
         general = general_losses(network, tokenizer, _finite(time.monotonic() + SHARES["general"] * budget))
         answers = answer(network, tokenizer, questions, limit=limit, deadline=_finite(began + budget), most=MOST_ANSWERS)
@@ -169,7 +170,7 @@ def _scores(
     deadline: float | None,
     labels: Sequence[str],
     words: LabelWords | None,
-    padding_id: int,
+    padding_id: int | None,
 ) -> tuple[list[SequenceLoss], list[Guess]]:
     """The loss of each sequence in the drawn order, and of a text with a label what it is taken for."""
     order = _sequence_order(len(store), kind, seed)

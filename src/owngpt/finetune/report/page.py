@@ -66,7 +66,7 @@ def page(
         _section("Loss while learning", _picture(pictures, "loss", "Training and held-out loss")),
         _answers(before.answers, after.answers),
         _section("The run", _reasons(plan), _facts({"method": method, **_flat(plan)}), _facts(_flat(data))),
-        _section("How it was measured", _method(before, after)),
+        _section("How it was measured", _method(before, after, int(data.get("shared_prompts") or 0))),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -166,9 +166,10 @@ def _with_end(answer: Answer) -> str:
     return answer.text + marks.get(answer.ended, "")
 
 
-def _method(before: Measurement, after: Measurement) -> str:
+def _method(before: Measurement, after: Measurement, shared: int) -> str:
+    learned = f"were not learned from, but {shared:,} of them ask what was learned" if shared else "were never learned from"
     return (
-        f"{before.examples:,} held-out examples were never learned from. Both measurements are of the same examples and compared "
+        f"{before.examples:,} held-out examples {learned}. Both measurements are of the same examples and compared "
         f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long. "
         "The general text is built into OwnGPT. "
         f"Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s after. "
