@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from owngpt.errors import UsageError
 from owngpt.families import family_named
 from owngpt.finetune.adapter.lora import Lora, LoraSettings, attach
+from owngpt.finetune.adapter.low_rank import LowRankLinear, plain_linear
 from owngpt.formats.folder import load_config, load_weights
 from owngpt.formats.merging import merge_adapter
 from owngpt.formats.peft import load_adapter
@@ -196,6 +197,18 @@ def test_a_base_in_8_bits_trains_much_as_the_base_does(tmp_path: Path) -> None:
         assert expected.grad is not None
         assert found.grad is not None
         assert float((found.grad - expected.grad).norm() / expected.grad.norm()) < 0.15, name
+
+
+@pytest.mark.parametrize("magnitude", [False, True])
+def test_an_adapter_lives_where_its_base_does(magnitude: bool) -> None:
+    """torch's device without memory stands for a GPU: it refuses tensors of another device just the same."""
+    elsewhere, generator = torch.device("meta"), torch.Generator().manual_seed(0)
+    base = plain_linear(torch.empty(8, 6, device=elsewhere), torch.empty(8, device=elsewhere))
+    layer = LowRankLinear(base, ((0, 4), (6, 8)), 2, 1.0, magnitude=magnitude, generator=generator)
+    assert {parameter.device for parameter in layer.parameters()} == {elsewhere}
+    layer(torch.empty(3, 6, device=elsewhere)).sum().backward()
+    layer.take(torch.zeros(4, 6), torch.zeros(8, 4), torch.ones(8))
+    assert layer.delta().device == layer.merged().weight.device == elsewhere
 
 
 def test_dropout_follows_the_seed_of_the_step_and_only_trains(tmp_path: Path) -> None:

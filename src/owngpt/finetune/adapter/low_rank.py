@@ -68,8 +68,8 @@ class LowRankLinear(nn.Module):
         self.outputs, inputs = weight.shape
         bound = inputs**-0.5  # as PEFT: Kaiming's uniform distribution with a = sqrt(5)
         down = torch.empty(len(spans) * rank, inputs).uniform_(-bound, bound, generator=generator)
-        self.lora_down = nn.Parameter(down)
-        self.lora_up = nn.Parameter(torch.zeros(sum(last - first for first, last in spans), rank))
+        self.lora_down = nn.Parameter(down.to(weight.device))
+        self.lora_up = nn.Parameter(torch.zeros(sum(last - first for first, last in spans), rank, device=weight.device))
         self.lora_magnitude = nn.Parameter(row_lengths(weight)[self.rows]) if magnitude else None
         self.off = False
         """Compute as the base does."""
@@ -82,7 +82,7 @@ class LowRankLinear(nn.Module):
     @property
     def rows(self) -> Tensor:
         """Indices of the outputs that have an update, in the order of ``lora_up``."""
-        return torch.cat([torch.arange(first, last) for first, last in self.spans])
+        return torch.cat([torch.arange(first, last, device=self.lora_down.device) for first, last in self.spans])
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) → (..., out)"""
@@ -134,12 +134,12 @@ class LowRankLinear(nn.Module):
         parts = [up[first:last, index * self.rank : (index + 1) * self.rank] for index, (first, last) in enumerate(self.spans)]
         self.lora_up.copy_(torch.cat(parts) / self.scale)
         if self.lora_magnitude is not None and magnitude is not None:
-            self.lora_magnitude.copy_(magnitude[self.rows])
+            self.lora_magnitude.copy_(magnitude.to(self.lora_magnitude.device)[self.rows])
 
     @torch.no_grad()
     def delta(self) -> Tensor:
         """scale * B A as (out, in) float32, zero in rows without an update."""
-        delta = torch.zeros(self.outputs, self.lora_down.shape[1])
+        delta = torch.zeros(self.outputs, self.lora_down.shape[1], device=self.lora_down.device)
         ups = self.lora_up.float().split([last - first for first, last in self.spans])
         for (first, last), up, down in zip(self.spans, ups, self.lora_down.float().split(self.rank), strict=True):
             torch.mm(up, down, out=delta[first:last])
