@@ -573,3 +573,11 @@ def test_a_folder_or_file_that_exists_is_always_meant(tmp_path: Path, monkeypatc
     (tmp_path / "smollm2-135m-instruct").rmdir()
     with pytest.raises(ModelFolderError, match=r"`owngpt pull smollm2-135m-instruct` \(92.9 MB; licence: Apache-2.0\)"):
         locate("smollm2-135m-instruct")
+
+
+@pytest.mark.parametrize("name", ["", "a" * 5000, "a/" * 3000, "x\0y"])
+def test_what_no_file_can_be_called_is_no_model(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelFolderError, match="there is no model folder or file ('';|a|x)") as caught:
+        locate(name)
+    assert len(str(caught.value)) < 700

@@ -12,6 +12,9 @@ from owngpt.formats.hub.catalogue import CATALOGUE
 from owngpt.formats.hub.spec import HUB_NAME, Spec, looks_like_spec, parse
 from owngpt.formats.hub.store import folder_of, record_of, versions_of
 
+MOST_CHARACTERS = 500
+"""Of a name, in a message."""
+
 
 def locate(spec: str | Path) -> Path:
     """The folder or file of a model; nothing is downloaded.
@@ -20,10 +23,9 @@ def locate(spec: str | Path) -> Path:
         then has to be in the cache. A path that exists is always meant as such.
     :raises ModelFolderError: it is not there; the message has the command that brings it.
     """
-    path = Path(spec)
-    if path.exists():
+    path, text = Path(spec), str(spec)
+    if text and _exists(path):  # an empty text, as of a shell variable that is not set, would be the folder here
         return path
-    text = str(spec)
     if not looks_like_spec(text) and not (isinstance(spec, str) and HUB_NAME.match(text)):
         raise ModelFolderError(_unknown(text))
     try:
@@ -36,6 +38,13 @@ def locate(spec: str | Path) -> Path:
     if found is None:
         raise ModelFolderError(_not_pulled(text, wanted))
     return found
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # what no file can be called, such as a name that is too long
+        return False
 
 
 def _cached(spec: Spec) -> Path | None:
@@ -58,12 +67,15 @@ def _not_pulled(text: str, spec: Spec) -> str:
 
 def _unknown(text: str) -> str:
     names = ", ".join(CATALOGUE)
-    return f"there is no model folder or file {text}{_near(text)}; name one, or pull one: `owngpt pull NAME` ({names}, hf:…)"
+    said = text[:MOST_CHARACTERS] or repr(text)
+    return f"there is no model folder or file {said}{_near(text)}; name one, or pull one: `owngpt pull NAME` ({names}, hf:…)"
 
 
 def _near(text: str) -> str:
     """A question about a neighbour on the disk or in the catalogue that is spelled nearly the same."""
     path = Path(text)
+    if not text or len(text) > MOST_CHARACTERS:
+        return ""
     try:
         beside = [str(path.parent / entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError:

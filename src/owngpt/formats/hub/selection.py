@@ -12,7 +12,7 @@ from owngpt.formats.hub.files import RemoteFile
 
 MAXIMUM_FILES = 10_000
 _GUIDES = """
-" config.json adapter_config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json
+config.json adapter_config.json generation_config.json tokenizer.json tokenizer_config.json special_tokens_map.json
 added_tokens.json vocab.json vocab.txt merges.txt chat_template.jinja chat_template.json model.safetensors.index.json
 README.md
 """
