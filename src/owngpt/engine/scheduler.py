@@ -5,6 +5,7 @@ Shape of a step: one token of each sequence that is writing, and pieces of promp
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -108,6 +109,7 @@ class Scheduler:
         """
         self.pool, self._window, self._whole_prompts = pool, window, whole_prompts
         self.waiting: deque[Task] = deque()
+        """In the order in which they are served."""
         self.running: list[Task] = []
         self.preemptions = 0
         self._most_rows, self._largest_piece = most_rows, largest_piece
@@ -120,10 +122,19 @@ class Scheduler:
 
     def add(self, task: Task) -> None:
         """A new task, at the end of the line."""
-        self.waiting.append(task)
+        self._line_up(task)
 
     def plan(self) -> list[Work]:
         """The next step; empty only when there is nothing to do."""
+        while True:
+            plan = self._plan()
+            if plan or self.idle:
+                return plan
+            assert self.running, "tasks wait, and none can run"
+            # Beams that have their logits wait for others of their search, for which they leave no room: the oldest goes on.
+            self._preempt(self._latest())
+
+    def _plan(self) -> list[Work]:
         writers = [task for task in self.running if task.left == 1]
         plan: list[Work] = []
         for task in writers:
@@ -133,7 +144,9 @@ class Scheduler:
         unwritten = len(self.waiting) + len(self.running) - len(writers)
         budget = self._pace.budget(len(plan), unwritten)
         for task in [task for task in self.running if task.left > 1]:
-            budget -= self._add_piece(plan, task, budget)
+            if task in self.running:
+                budget -= self._add_piece(plan, task, budget)
+        plan = [work for work in plan if work.task in self.running]  # one that rolls may have stopped younger ones
         while budget > 0 and self.waiting:
             task = self.waiting[0]
             if len(self.running) >= self._most_rows and not (task.branches is not None and task.started):
@@ -143,7 +156,6 @@ class Scheduler:
             self.waiting.popleft()
             self.running.append(task)
             budget -= self._add_piece(plan, task, budget)
-        assert plan or self.idle, "tasks wait, and none can run"
         return plan
 
     def took(self, plan: Sequence[Work], seconds: float) -> None:
@@ -153,7 +165,7 @@ class Scheduler:
 
     def longest_held(self, tokens: int) -> int:
         """Tokens whose blocks a text of so many holds at most, when it has been computed piece by piece."""
-        if not self._window:
+        if not self._window or self._whole_prompts:
             return tokens
         return min(tokens, self._window + self._largest_piece + 3 * self.pool.block_size)
 
@@ -207,7 +219,7 @@ class Scheduler:
         full, rest = divmod(task.computed, self.pool.block_size)
         block = self.pool.allocate() if rest else None
         if task not in self.running or (rest and block is None):
-            self.waiting.appendleft(twin)  # it computes its tokens again when there is room
+            self._line_up(twin)  # it computes its tokens again when there is room
             return twin
         for shared in task.blocks[task.unseen : full]:
             self.pool.hold(shared)
@@ -235,20 +247,21 @@ class Scheduler:
 
     def _admit(self, task: Task) -> bool:
         """Whether the task's tokens fit the memory that is free now; what is known of them is taken from the cache."""
-        blocks, serials = self.pool.match(task.visible(), task.root)
-        needed = min(
-            -(-(task.length + 1) // self.pool.block_size) - len(blocks),
-            -(-self.longest_held(task.length + 1) // self.pool.block_size),
-        )
+        task.blocks, task.serials = self.pool.match(task.visible(), task.root)
+        task.computed = len(task.blocks) * self.pool.block_size
+        self._let_go_unseen(task)
+        most = min(self._blocks_for(task.length + 1), self.pool.size)  # all there is does for the last token of a text
+        held = len(task.blocks) - task.unseen
+        needed = min(most - len(task.blocks), self._blocks_for(self.longest_held(task.length + 1)) - held)
         if needed > self.pool.available:
-            self.pool.release(blocks)
+            self._let_go(task)
             return False
-        task.blocks, task.serials = blocks, serials
-        task.computed = len(blocks) * self.pool.block_size
         if not task.started:
             task.cached_tokens = task.computed
-        self._let_go_unseen(task)
         return True
+
+    def _blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.pool.block_size)
 
     def _waits_for_sibling(self, task: Task) -> bool:
         """The first text of a request computes the prompt, the others take it from the cache."""
@@ -256,13 +269,12 @@ class Scheduler:
 
     def _make_room(self, task: Task, count: int) -> bool:
         """Give the task blocks for its next tokens, if need be by stopping the latest comers, which will compute theirs again."""
-        needed = -(-(task.computed + count) // self.pool.block_size)
-        while len(task.blocks) < needed:
+        while len(task.blocks) < self._blocks_for(task.computed + count):
             block = self.pool.allocate()
             if block is not None:
                 task.blocks.append(block)
                 continue
-            last = max(self.running, key=lambda other: (other.arrival, other.index))
+            last = self._latest()
             self._preempt(last)
             if last is task:
                 return False
@@ -271,8 +283,14 @@ class Scheduler:
     def _preempt(self, task: Task) -> None:
         self.running.remove(task)
         self._let_go(task)
-        self.waiting.appendleft(task)
+        self._line_up(task)
         self.preemptions += 1
+
+    def _latest(self) -> Task:
+        return max(self.running, key=_turn)
+
+    def _line_up(self, task: Task) -> None:
+        insort(self.waiting, task, key=_turn)
 
     def _let_go(self, task: Task, *, forget: bool = False) -> None:
         self.pool.release(task.blocks[task.unseen :], forget=forget)
@@ -287,3 +305,8 @@ class Scheduler:
             self.pool.release(task.blocks[task.unseen : first])
             task.blocks[task.unseen : first] = [SPARE_BLOCK] * (first - task.unseen)
             task.unseen = first
+
+
+def _turn(task: Task) -> tuple[int, int]:
+    """By which tasks are served."""
+    return task.arrival, task.index
