@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 import time
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -189,24 +190,52 @@ def test_a_prompt_seen_before_is_not_computed_again(tokenizer: Tokenizer) -> Non
         assert computed[0] == 150
 
 
-def test_a_fault_in_one_request_ends_only_that_one(tokenizer: Tokenizer) -> None:
+def test_a_fault_in_one_request_ends_only_that_one_and_changes_no_other(tokenizer: Tokenizer) -> None:
+    for runner in runners(shape(tokenizer), 64):
+        plain_run = runner.run
+
+        def failing(parts: list[Part], plain_run: Callable[[list[Part]], torch.Tensor] = plain_run) -> torch.Tensor:
+            if any(part.before == 0 and part.token_ids[0] == 99 for part in parts):
+                raise RuntimeError("this text breaks the model")
+            return plain_run(parts)
+
+        with Engine(runner, tokenizer, context_length=CONTEXT) as engine:
+            asked = [Request((20, 21 + i), GREEDY, end_ids=frozenset()) for i in range(4)]
+            alone = [engine.submit(request).result() for request in asked]
+            runner.run = failing  # type: ignore[method-assign,assignment]
+            with engine._lock:  # all in one step
+                good = [engine.submit(request) for request in asked[:3]]
+                bad = engine.submit(Request((99, 20), GREEDY, end_ids=frozenset()))
+                good.append(engine.submit(asked[3]))
+            events = list(bad)
+            assert isinstance(events[-1], Failed)
+            assert "this text breaks the model" in str(events[-1].error)
+            assert [stream.result() for stream in good] == alone
+            engine.check()
+            assert engine.stats().free_blocks == 63
+
+
+def test_where_one_of_several_texts_of_a_request_fails_the_texts_beside_them_go_on_as_they_would(tokenizer: Tokenizer) -> None:
     runner = TorchRunner(model_of(shape(tokenizer)), 64)
+    several = Request((20, 21), GenerationConfig(max_new_tokens=9, temperature=2.0, seed=3, num_return_sequences=2), frozenset())
+    beside = Request((50,), GREEDY, end_ids=frozenset())
     plain_run = runner.run
-
-    def failing(parts: list[Part]) -> torch.Tensor:
-        if any(part.before == 0 and part.token_ids[0] == 99 for part in parts):
-            raise RuntimeError("this text breaks the model")
-        return plain_run(parts)
-
-    runner.run = failing  # type: ignore[method-assign,assignment]
     with Engine(runner, tokenizer, context_length=CONTEXT) as engine:
-        good = [engine.submit(Request((20, 21 + i), GREEDY, end_ids=frozenset())) for i in range(3)]
-        bad = engine.submit(Request((99, 20), GREEDY, end_ids=frozenset()))
-        good.append(engine.submit(Request((20, 40), GREEDY, end_ids=frozenset())))
-        events = list(bad)
-        assert isinstance(events[-1], Failed)
-        assert "this text breaks the model" in str(events[-1].error)
-        assert all(len(stream.result()[0].token_ids) == 24 for stream in good)
+        kept, spoiled = (text.token_ids for text in engine.submit(several).result())
+        (alone,) = engine.submit(beside).result()
+        place = next(place for place in range(8) if kept[place] != spoiled[place])
+
+        def failing(parts: list[Part]) -> torch.Tensor:
+            if any((part.before, part.token_ids) == (2 + place, [spoiled[place]]) for part in parts):
+                raise RuntimeError("this text breaks the model")
+            return plain_run(parts)
+
+        runner.run = failing  # type: ignore[method-assign,assignment]
+        with engine._lock:  # side by side
+            streams = [engine.submit(several), engine.submit(beside)]
+        with pytest.raises(EngineError, match="this text breaks the model"):
+            streams[0].result()
+        assert streams[1].result() == [alone]
         engine.check()
         assert engine.stats().free_blocks == 63
 
@@ -220,6 +249,24 @@ def test_a_fault_of_the_engine_itself_ends_every_stream(tokenizer: Tokenizer, mo
                 stream.result()
         with pytest.raises(EngineError, match="is closed"):
             engine.submit(Request((20,), GREEDY))
+
+
+def test_closing_in_the_middle_ends_every_stream_and_a_reader_that_stops_holds_up_nobody(tokenizer: Tokenizer) -> None:
+    endless = GenerationConfig(max_new_tokens=10**6, temperature=0.0, on_full="roll")
+    engine = Engine(TorchRunner(model_of(shape(tokenizer)), 64), tokenizer, context_length=CONTEXT, most_rows=2)
+    unread = engine.submit(Request((20, 21), GREEDY, end_ids=frozenset()))
+    assert len(engine.submit(Request((20, 22), GREEDY, end_ids=frozenset())).result()) == 1
+    streams = [engine.submit(Request((20, 21 + i), endless, end_ids=frozenset())) for i in range(4)]  # two of them wait
+    assert isinstance(next(streams[0]), Piece)
+    engine.close()
+    for stream in streams:
+        with pytest.raises(EngineError, match="closed before the text was finished"):
+            stream.result()
+        stream.cancel()
+    assert len(unread.result()[0].token_ids) == 24
+    engine.check()
+    assert engine.stats().free_blocks == 63
+    engine.close()
 
 
 def test_not_a_number_ends_its_request_and_does_not_spoil_its_memory(tokenizer: Tokenizer) -> None:

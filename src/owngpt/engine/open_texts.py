@@ -68,10 +68,10 @@ class OpenTexts:
     def go_on(self, outcome: Outcome) -> dict[Task, int]:
         """Go on with every text. :returns: how many tokens were written of each."""
         self._counts.steps += 1
+        first_rows = outcome.first_rows  # before what was computed counts as such, and what failed lets go
         for task, error in outcome.errors.items():
             self._fail(task, error)
         guessed = {work.task: work.guessed for work in outcome.done}
-        first_rows = outcome.first_rows  # before what was computed counts as such
         for work in [work for work in outcome.done if work.task in self._samplers]:
             self._scheduler.advance(work)
         rows = {task: row for task, row in first_rows.items() if task in self._samplers}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -42,12 +42,17 @@ def run(runner: Runner, plan: Sequence[Work]) -> Outcome:
         if len(plan) == 1:
             known = error if isinstance(error, OwnGPTError) else EngineError(f"the model could not run: {error}")
             return Outcome((), _NO_LOGITS, {plan[0].task: known})
-    outcomes = [run(runner, [work]) for work in plan]
+    outcomes = [_kept(run(runner, [work])) for work in plan]
     return Outcome(
         [work for outcome in outcomes for work in outcome.done],
-        torch.cat([outcome.logits.clone() for outcome in outcomes if len(outcome.logits)] or [_NO_LOGITS]),
+        torch.cat([outcome.logits for outcome in outcomes if len(outcome.logits)] or [_NO_LOGITS]),
         {task: error for outcome in outcomes for task, error in outcome.errors.items()},
     )
+
+
+def _kept(outcome: Outcome) -> Outcome:
+    """Its logits stay when the runner goes on."""
+    return replace(outcome, logits=outcome.logits.clone())
 
 
 def _part(work: Work) -> Part:
