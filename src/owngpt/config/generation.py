@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal
 
 from owngpt.config.checks import at_least, one_of, option, within
@@ -17,6 +18,16 @@ MOST_STOPS = 256
 MOST_CHOICES = 1024
 MOST_GRAMMAR_CHARACTERS = 2**17
 """Of a schema, an expression, a grammar, or all choices together."""
+MOST_NUMBER = 2**31 - 1
+"""Of tokens, or an id: what the kernels count in."""
+WHOLE_NUMBERS = (
+    "max_new_tokens", "top_k", "no_repeat_ngram_size", "num_return_sequences", "num_beams", "log_probabilities", "seed",
+)  # fmt: skip
+NUMBERS = (
+    "temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty",
+)  # fmt: skip
+TEXTS = ("json_schema", "regex", "grammar")
+OPTIONAL = ("log_probabilities", "seed", *TEXTS)
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """Fields that say what a text must look like; at most one is given."""
 
@@ -75,13 +86,12 @@ class GenerationConfig:
     """Same seed, same text on the same machine; none draws a fresh one."""
 
     def __post_init__(self) -> None:
-        for name in ("stop", "choices"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, (value,) if isinstance(value, str) else tuple(value))
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name, kind, unit in (("stop", str, "texts"), ("choices", str, "texts"), ("stop_token_ids", Integral, "token ids")):
+            object.__setattr__(self, name, _several(name, getattr(self, name), kind, unit))
         object.__setattr__(self, "logit_bias", _biases(self.logit_bias))
         if isinstance(self.json_schema, Mapping | bool):
             object.__setattr__(self, "json_schema", json.dumps(self.json_schema, ensure_ascii=False))
+        self._check_kinds()
         self._check_sampling()
         self._check_penalties()
         self._check_ends()
@@ -91,6 +101,23 @@ class GenerationConfig:
     def constrained(self) -> str | None:
         """The field that says what the text must look like, if any."""
         return next((name for name in CONSTRAINTS if getattr(self, name) not in (None, ())), None)
+
+    def _check_kinds(self) -> None:
+        for names, kind, said in (
+            (WHOLE_NUMBERS, Integral, "a whole number"),
+            (NUMBERS, Real, "a number"),
+            (TEXTS, str, "a text"),
+        ):
+            for name in names:
+                value = getattr(self, name)
+                if not _is(value, kind) and not (value is None and name in OPTIONAL):
+                    raise UsageError(f"{option(name)} is {value!r:.100}, but must be {said}")
+        if not isinstance(self.ignore_end, bool):
+            raise UsageError(f"{option('ignore_end')} is {self.ignore_end!r:.100}, but must be true or false")
+        for name in ("max_new_tokens", "top_k", "no_repeat_ngram_size"):
+            _at_most(name, getattr(self, name), MOST_NUMBER)
+        for token_id in (*self.stop_token_ids, *self.logit_bias):
+            _at_most("stop_token_ids" if token_id in self.stop_token_ids else "logit_bias", token_id, MOST_NUMBER)
 
     def _check_sampling(self) -> None:
         at_least("max_new_tokens", self.max_new_tokens, 1)
@@ -152,11 +179,26 @@ class GenerationConfig:
 def _biases(biases: Mapping[Any, float]) -> dict[int, float]:
     """Ids as numbers: in JSON, keys are texts."""
     try:
+        if any(isinstance(token_id, float) for token_id in biases):
+            raise ValueError("an id is a whole number")
         return {int(token_id): float(bias) for token_id, bias in biases.items()}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise UsageError(f"--logit-bias must give a number for each token id; this does not: {biases!r:.100}") from error
 
 
-def _at_most(name: str, count: int, limit: int, unit: str) -> None:
+def _is(value: object, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def _several(name: str, given: Any, kind: type, unit: str) -> tuple[Any, ...]:
+    """One or more of a kind, as they may be given."""
+    values = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
+    if not all(_is(value, kind) for value in values) or not isinstance(given, Iterable):
+        raise UsageError(f"{option(name)} is {given!r:.100}, but must be {unit}")
+    return values
+
+
+def _at_most(name: str, count: int, limit: int, unit: str = "") -> None:
     if count > limit:
-        raise UsageError(f"{option(name)} has {count} {unit}, but must have at most {limit}")
+        has, have = (f"has {count} {unit}", "have") if unit else (f"is {count}", "be")
+        raise UsageError(f"{option(name)} {has}, but must {have} at most {limit}")
