@@ -157,7 +157,7 @@ class Engine:
         with self._lock:
             self._closing = True
             self._lock.notify()
-        if self._thread is not None:
+        if self._thread is not None and self._thread is not threading.current_thread():  # it may be what lets the engine go
             self._thread.join()
 
     def check(self) -> None:
@@ -233,9 +233,9 @@ class Engine:
         for task in self._new:
             self._scheduler.add(task)
         self._new.clear()
-        for stream in self._cancelled:
+        cancelled, self._cancelled = self._cancelled, set()  # a stream that is let go may cancel itself in between
+        for stream in cancelled:
             self._texts.cancel(stream)
-        self._cancelled.clear()
 
     def _with_guesses(self, plan: list[Work], speculation: Speculation) -> list[Work]:
         try:

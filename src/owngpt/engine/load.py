@@ -87,7 +87,7 @@ class PreparedEngine(Engine):
         """See :meth:`Engine.close`."""
         self._closed.set()
         super().close()
-        if self._learner is not None:
+        if self._learner is not None and self._learner is not threading.current_thread():
             self._learner.join()
 
     def _learn(self, key: str) -> None:
