@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from tests.finetune.small_runs import chats, write_base, write_rows
 
 TOLERANCE = 0.2
 """Of the time; on a machine of its own a run ends within a twentieth (benchmarks/), here others may be at work."""
@@ -70,3 +72,22 @@ def test_the_demo_trains_scores_writes_and_says_what_is_next(tmp_path: Path) -> 
     for verb in ("generate", "chat", "eval"):
         assert f"  owngpt {verb} owngpt-demo" in done.stdout
     assert "tokens/s" in done.stderr, "progress is shown while it trains"
+
+
+@pytest.mark.slow
+def test_a_fine_tuning_of_some_minutes_ends_in_them_with_its_report(tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    write_rows(tmp_path / "faq.jsonl", chats(2_000))
+    done, seconds = owngpt(
+        "finetune", "base", "faq.jsonl", "-o", "out", "--minutes", "0.8", "--patience", "1000", "--json", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["seconds"] < 48 * (1 + TOLERANCE), "reading, measuring twice and the report are part of it"
+    assert seconds < 48 * (1 + TOLERANCE) + 10
+    assert result["training"]["step"] > 10
+    assert result["training"]["best_step"] is not None, "it looked at held-out examples on its way"
+    page = (tmp_path / "out" / "report.md").read_text("utf-8")
+    pictures = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page)
+    assert len(pictures) == 2
+    assert all((tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
