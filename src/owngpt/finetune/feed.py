@@ -16,7 +16,7 @@ from owngpt.finetune.objectives.class_batches import ClassBatches, held_out_text
 from owngpt.finetune.objectives.preference_batches import PreferenceBatches, held_out_pairs
 from owngpt.finetune.objectives.reference import kept_reference, reference_log_probabilities
 from owngpt.finetune.plan import Shape
-from owngpt.finetune.sequences.batches import ExampleBatches, ReplaySource, held_out_batches
+from owngpt.finetune.sequences.batches import ExampleBatches, ReplaySource, held_out_batches, padding_of
 from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.model.gpt import GPT
 
@@ -38,7 +38,7 @@ class Feed:
 
     def __init__(self, material: Material, seed: int, *, replay: ReplaySource | None = None) -> None:
         self._material, self._seed, self._replay = material, seed % 2**32, replay
-        self._padding = material.tokenizer.padding_id or 0
+        self._padding = padding_of(material.tokenizer)
         self._prefers = material.method in PREFERENCE_METHODS
 
     @property
@@ -105,4 +105,5 @@ class Feed:
 
     def _sizes(self, shape: Shape, store: ExampleStore) -> dict[str, Any]:
         context = max(shape.context_length, store.stats.longest)
-        return {"context_length": context, "batch_size": shape.batch_size, "pack": shape.pack, "padding_id": self._padding}
+        padding = self._padding if self._material.method == "classify" else self._padding or 0
+        return {"context_length": context, "batch_size": shape.batch_size, "pack": shape.pack, "padding_id": padding}

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from tests.finetune.tiny_tuning import ADAMW, answers_store, encoded, make_model, texts_store
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch.nn import functional
 
 from owngpt.errors import DataError, ModelFolderError, UsageError
@@ -19,6 +22,7 @@ from owngpt.finetune.adapter.lora import LoraSettings, attach
 from owngpt.finetune.objectives.class_batches import ClassBatches, held_out_texts, text_batch
 from owngpt.finetune.objectives.classification import Classification, attach_head, class_logits, head_of
 from owngpt.finetune.objectives.classifier import Classifier
+from owngpt.finetune.sequences.batches import padding_of
 from owngpt.formats.folder import load_config, load_model
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
@@ -112,6 +116,29 @@ def test_the_loss_is_that_of_the_last_token_of_each_text(tmp_path: Path, pack: b
     assert module.validate(batches) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
     assert 0 <= module.validation_metrics["accuracy"] <= 1
     assert [Classification().count(batch) for batch in batches] == [10, 10, 4]
+
+
+def test_a_text_may_fill_a_context_that_is_no_multiple_of_16() -> None:
+    model = make_model(context_length=39)
+    attach_head(model, 3, seed=0)
+    text = encoded([5 + index % 50 for index in range(39)], 0, 1, 2)
+    packed, alone = (class_logits(model, text_batch([text], 39, packed=pack))[0] for pack in (True, False))
+    torch.testing.assert_close(alone, packed)
+
+
+def test_a_vocabulary_without_padding_and_end_of_text_has_classes_too(tmp_path: Path) -> None:
+    """As GPT-1's: nothing is taken for padding then, not even the first word."""
+    backend = tokenizers.Tokenizer(WordLevel({"fine": 0, "good": 1, "bad": 2, "<unk>": 3}, unk_token="<unk>"))
+    backend.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    backend.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"unk_token": "<unk>"}', "utf-8")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert padding_of(tokenizer) is None
+    model = make_model()
+    head = attach_head(model, 2, seed=0)
+    logits = Classifier(model, tokenizer, ["x", "y"]).logits(["bad fine", "good"])
+    with torch.no_grad():
+        torch.testing.assert_close(logits[0], head(model.eval()(torch.tensor([[2, 0]]))[0, -1]))
 
 
 def test_padding_at_the_end_of_a_text_is_not_read() -> None:

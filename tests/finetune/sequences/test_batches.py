@@ -54,6 +54,13 @@ def test_rows_are_as_long_as_the_longest_needs() -> None:
     assert make_batch([[sequence(1, 17)]], 0.0).inputs.shape == (1, 16), "the last token is a target only"
 
 
+@pytest.mark.parametrize(("context_length", "wanted"), [(20, 20), (32, 32), (64, 32), (17, 17)])
+def test_rows_of_one_sequence_are_not_filled_up_beyond_the_context(context_length: int, wanted: int) -> None:
+    rows = [[sequence(1, 18)], [sequence(2, 5)]]
+    batch = make_batch(rows, 0.0, packed=False, context_length=context_length)
+    assert batch.inputs.shape == batch.targets.shape == (2, wanted)
+
+
 @pytest.mark.parametrize("pack", [True, False])
 def test_an_epoch_shows_every_sequence_once_in_an_order_of_its_own(tmp_path: Path, pack: bool) -> None:
     store = make_store(tmp_path / "store")

@@ -14,6 +14,7 @@ from owngpt.finetune.examples.example import Labelled, Origin
 from owngpt.finetune.objectives.class_batches import text_batch
 from owngpt.finetune.objectives.classification import HEAD, class_logits, head_of
 from owngpt.finetune.objectives.learned_tokens import without_dropout
+from owngpt.finetune.sequences.batches import padding_of
 from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.formats.classifier import ClassifierParts, load_classifier, save_classifier
 from owngpt.model.gpt import GPT
@@ -68,7 +69,7 @@ class Classifier:
         context = self.model.config.context_length
         with without_dropout(self.model):
             for group in _groups([len(sequence) for sequence in sequences]):
-                padding = self.tokenizer.padding_id or 0
+                padding = padding_of(self.tokenizer)
                 batch = text_batch([sequences[index] for index in group], context, packed=False, padding_id=padding)
                 result[group] = class_logits(self.model, batch)[0].cpu()
         return result

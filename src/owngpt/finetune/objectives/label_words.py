@@ -94,7 +94,7 @@ class LabelWords:
         size = max(1, BATCH_TOKENS // (len(prompt) + max(len(words) for words in self.words)))
         for start in range(0, len(labels), size):
             rows = [[_joined(prompt, self.words[label])] for label in labels[start : start + size]]
-            batch = make_batch(rows, 0.0, packed=False)
+            batch = make_batch(rows, 0.0, packed=False, context_length=model.config.context_length)
             owners = torch.arange(len(rows))[:, None].expand(batch.inputs.shape)
             parts.append(sequence_log_probabilities(model, batch, owners, len(rows)).cpu())
         return torch.cat(parts)

@@ -42,7 +42,8 @@ class PreferenceBatches(UnitBatches):
         """The pairs with these indices."""
         sequences = [self.store.example(2 * unit + side) for unit in units for side in (0, 1)]
         rows = laid_out(sequences, self.context_length, packed=self.packed)
-        batch = make_batch([[sequences[index] for index in row] for row in rows], epoch, self.padding_id, packed=self.packed)
+        laid = [[sequences[index] for index in row] for row in rows]
+        batch = make_batch(laid, epoch, self.padding_id, packed=self.packed, context_length=self.context_length)
         owners = np.full(tuple(batch.inputs.shape), -1, dtype=np.int32)
         for owner, row in zip(owners, rows, strict=True):
             place = 0

@@ -12,11 +12,12 @@ import torch
 from owngpt.data.batches import IGNORED_TARGET, Batch, Batches
 from owngpt.data.dealing import Dealer, check_sizes
 from owngpt.data.shards import TokenSplit
-from owngpt.errors import UsageError
+from owngpt.errors import ModelFolderError, UsageError
 from owngpt.finetune.examples.example import Origin
 from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.finetune.sequences.packing import pack
 from owngpt.finetune.sequences.store import ExampleStore
+from owngpt.text.tokenizer import Tokenizer
 
 MULTIPLE = 16
 """Rows are as long as their longest content, rounded up to this: what the kernels' tiles take at a time."""
@@ -77,7 +78,8 @@ class ExampleBatches(Dealer[Batch]):
 
     def deal(self, numbers: range) -> Batch:
         """The rows with these numbers."""
-        return make_batch([self._row(number) for number in numbers], self.epoch, self.padding_id, packed=self.packed)
+        rows = [self._row(number) for number in numbers]
+        return make_batch(rows, self.epoch, self.padding_id, packed=self.packed, context_length=self.context_length)
 
     @property
     def epoch(self) -> float:
@@ -140,18 +142,33 @@ def held_out_batches(
     batches = []
     for first in range(0, len(rows), batch_size):
         sequences = [[store.example(place) for place in row] for row in rows[first : first + batch_size]]
-        batches.append(make_batch(sequences, 0.0, padding_id, packed=pack))
+        batches.append(make_batch(sequences, 0.0, padding_id, packed=pack, context_length=context_length))
     return batches
 
 
-def make_batch(rows: Sequence[Sequence[Encoded]], epoch: float, padding_id: int = 0, *, packed: bool = True) -> Batch:
+def padding_of(tokenizer: Tokenizer) -> int | None:
+    """What fills rows up; None where the vocabulary has neither padding nor an end of text, as GPT-1's: any token then does."""
+    try:
+        return tokenizer.padding_id
+    except ModelFolderError:
+        return None
+
+
+def make_batch(
+    rows: Sequence[Sequence[Encoded]], epoch: float, padding_id: int = 0, *, packed: bool = True,
+    context_length: int | None = None,
+) -> Batch:  # fmt: skip
     """Sequences side by side in rows, as long as the longest row needs.
 
     ``starts`` says where each token's sequence begins; without packing there is none, as a row is one sequence and what
     fills it up comes after it. The last token of a sequence is no input: nothing is predicted from it.
+
+    :param context_length: of the model, which has no position for what would fill up rows beyond it.
     """
     longest = max((sum(max(len(sequence) - 1, 0) for sequence in row) for row in rows), default=0)
     time = max(-(-longest // MULTIPLE) * MULTIPLE, MULTIPLE)
+    if not packed and context_length is not None:
+        time = max(longest, min(time, context_length))
     inputs = np.full((len(rows), time), padding_id, dtype=np.int64)
     targets = np.full((len(rows), time), IGNORED_TARGET, dtype=np.int64)
     starts = np.zeros((len(rows), time), dtype=np.int32)
