@@ -140,6 +140,13 @@ def test_a_conversation_that_outgrows_the_context_can_start_over(model_folder, t
     assert "context of 64" not in err.partition("Started over.")[2]
 
 
+def test_what_is_piped_in_is_bounded_and_must_be_text(model_folder, capsys, monkeypatch):
+    for given, words in ((b"caf\xe9", "not utf-8 text (byte 0xe9)"), (b"x" * (2**24 + 1), "more than 16,777,216 characters")):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given), encoding="utf-8"))
+        assert main(["generate", str(model_folder)]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_shown(model_folder, capsys):
     assert main(["generate", model_folder, "--prompt", "cat " * 200]) == 2
     assert capsys.readouterr().out == ""

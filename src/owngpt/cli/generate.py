@@ -13,6 +13,8 @@ from owngpt.errors import UsageError
 from owngpt.kernels.startup import hasten
 
 GenerationOptions = options_of(GenerationConfig)
+MOST_CHARACTERS = 2**24
+"""Of a prompt that is piped in; far more than any context holds."""
 
 
 def generate(
@@ -70,7 +72,17 @@ def _prompt(prompt: str | None) -> str:
         return prompt
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError('there is nothing to continue: give --prompt "…" or pipe a text in')
-    return sys.stdin.read()
+    try:
+        text = sys.stdin.read(MOST_CHARACTERS + 1)
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"what is piped in is not {error.encoding} text (byte {error.object[error.start]:#x}): convert it, as iconv does"
+        ) from error
+    if len(text) > MOST_CHARACTERS:
+        raise UsageError(
+            f"what is piped in has more than {MOST_CHARACTERS:,} characters, more than any model reads; pipe in less"
+        )
+    return text
 
 
 def _texts(generated: str | list[str]) -> list[str]:
