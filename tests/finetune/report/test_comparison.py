@@ -116,6 +116,7 @@ def test_what_is_off_is_named_with_its_remedy(name: str, after: Measurement, rec
         ("nearly all masked", RunFacts(examples=100, tokens=9000, learned=90), "1.0%"),
         ("too long", RunFacts(examples=100, tokens=900, learned=500, dropped=25), "25 examples (20%)"),
         ("few examples", RunFacts(examples=12, tokens=900, learned=500), "only 12 examples"),
+        ("learned by heart", RunFacts(examples=100, tokens=900, learned=500, shared=7), "7 held-out examples ask"),
     ],
 )
 def test_what_is_off_about_the_examples_is_named(name: str, facts: RunFacts, words: str) -> None:
@@ -134,6 +135,7 @@ def test_facts_are_read_from_stores_and_plans() -> None:
     facts = RunFacts.of({"train": train}, {"course": {"learning_rate": 3e-4}, "lora": {"rank": 8}, "replay": 0.1})
     assert (facts.examples, facts.dropped, facts.learning_rate, facts.lora, facts.replay) == (5, 2, 3e-4, True, 0.1)
     assert RunFacts.of({}, {}).rate_in_words == ""
+    assert RunFacts.of({"train": {"examples": 36}, "method": "dpo"}, {}).examples == 18, "a pair is two sequences"
 
 
 def test_classes_are_counted_and_scored_by_hand() -> None:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from owngpt.config.finetuning import PREFERENCE_METHODS
+
 
 @dataclass(frozen=True)
 class RunFacts:
     """None or nothing where a run does not tell."""
 
     examples: int | None = None
-    """Sequences that were learned from."""
+    """Examples that were learned from: sequences, or pairs of a preference."""
     tokens: int = 0
     learned: int | None = None
     """Tokens that are targets."""
@@ -32,13 +34,16 @@ class RunFacts:
     @classmethod
     def of(cls, data: Mapping[str, Any], plan: Mapping[str, Any]) -> RunFacts:
         """
-        :param data: ``train``: what :class:`owngpt.finetune.sequences.overflow.StoreStats` says of what is learned from.
+        :param data: ``method``; ``train``: what :class:`owngpt.finetune.sequences.overflow.StoreStats` says of what is learned.
         :param plan: what :class:`owngpt.finetune.plan.FinetunePlan` says; a plain ``learning_rate`` does, too.
         """
         train = data.get("train") or {}
         course = plan.get("course") or {}
+        examples = train.get("examples")
+        if examples is not None and data.get("method") in PREFERENCE_METHODS:
+            examples //= 2  # a pair is two sequences
         return cls(
-            train.get("examples"), train.get("tokens") or 0, train.get("learned", train.get("learned_tokens")),
+            examples, train.get("tokens") or 0, train.get("learned", train.get("learned_tokens")),
             train.get("labelled") or 0,
             _count(train.get("dropped")), _count(train.get("masked")), int(data.get("shared_prompts") or 0),
             plan.get("learning_rate") or course.get("learning_rate"),
