@@ -73,6 +73,17 @@ def test_without_updates_it_is_a_product_rounded_once() -> None:
     torch.testing.assert_close(x.grad.float(), d_y.float() @ weight.float(), rtol=2**-8, atol=0.03)
 
 
+def test_no_rows_have_no_outputs_and_no_gradient() -> None:
+    weight, x = freeze(_values(45, 70, seed=1).bfloat16()), torch.empty(0, 3, 70, dtype=torch.bfloat16, requires_grad=True)
+    down, up = _values(4, 70, seed=2).requires_grad_(), _values(45, 4, seed=3).requires_grad_()
+    for y in (frozen_linear(x, weight, None), frozen_low_rank_linear(x, weight, None, down, up, ((0, 45),), 1.0)):
+        assert y.shape == (0, 3, 45)
+        y.sum().backward()
+    assert x.grad is not None and x.grad.shape == x.shape
+    assert down.grad is not None and not down.grad.any()
+    assert up.grad is not None and not up.grad.any()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (32, 64), (45, 70), (100, 33)])
 def test_a_packed_weight_is_still_the_weight(shape: tuple[int, int]) -> None:
     weight = _values(*shape, seed=1).bfloat16()

@@ -249,14 +249,14 @@ static void up_gradient(const Backward *w, int64_t row, int64_t rows, bf16 *smal
 static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_up) {
     const Layer *l = &w->layer;
 #pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < w->width; i++)
+    for (int64_t i = 0; i < w->width; i++) {
+        float *to = d_down + i * l->inputs;
+        memset(to, 0, (size_t)l->inputs * sizeof(float));
         for (int64_t b = 0; b < count; b++) {
             const float *from = w->parts + b * w->part + i * l->inputs;
-            float *to = d_down + i * l->inputs;
-            if (b == 0) memcpy(to, from, (size_t)l->inputs * sizeof(float));
-            else
-                for (int64_t k = 0; k < l->inputs; k++) to[k] += from[k];
+            for (int64_t k = 0; k < l->inputs; k++) to[k] += from[k];
         }
+    }
 #pragma omp for schedule(static)
     for (int64_t o = 0; o < w->heights; o++)
         for (int64_t j = 0; j < l->rank; j++) {
