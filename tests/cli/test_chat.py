@@ -55,6 +55,12 @@ def test_a_conversation_is_saved_as_training_data(folder, tmp_path, monkeypatch,
     assert messages[2]["content"] in capsys.readouterr().out
 
 
+def test_bytes_that_are_no_text_do_not_end_the_chat_with_a_fault(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9\n/quit\n"), encoding="utf-8"))
+    assert main(["chat", folder, *ANSWER]) == 0
+    assert "not utf-8 text" in capsys.readouterr().err
+
+
 def test_the_start_says_on_what_the_model_runs(folder, monkeypatch, capsys):
     assert talk(folder, "/quit\n", monkeypatch) == 0
     lines = capsys.readouterr().err.splitlines()

@@ -105,6 +105,10 @@ class Conversation:
                 output.say("\nCtrl-D or /quit leaves.")
                 lines, in_block = [], False
                 continue
+            except UnicodeDecodeError as error:
+                output.say(f"What came in is not {error.encoding} text; it is left out.")
+                lines, in_block = [], False
+                continue
             if not in_block and not lines and line.startswith(BLOCK):
                 in_block, line = True, line.removeprefix(BLOCK)
                 if not line:
