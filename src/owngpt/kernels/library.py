@@ -49,7 +49,10 @@ INFERENCE: dict[str, tuple[Any, ...]] = {
     "widen": (_P, _I, _L, _P, _I),
 }
 """Of the library for inference; its steps are reached through :func:`run_steps`."""
-ON_TILES = ("attention", "attention_backward", "product", "orthogonalise", "pack", "join_groups", "widen")
+ON_TILES = (
+    "attention", "attention_backward", "product", "pack_frozen", "pack_frozen_int8", "frozen_product", "low_rank",
+    "low_rank_backward", "orthogonalise", "pack", "join_groups", "widen",
+)  # fmt: skip
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 
 
