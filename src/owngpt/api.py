@@ -433,10 +433,10 @@ def _device(name: str | None) -> torch.device:
 
 
 def _sampling_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Sampling values of a folder that asks for sampling; without ``do_sample`` they are left over from its makers' tests."""
-    if not settings.get("do_sample"):
-        return {}
-    return {name: settings[name] for name in SAMPLING_FIELDS if settings.get(name) is not None}
+    """Sampling values of a folder that asks for it; without ``do_sample`` they are left over from its makers' tests, but for
+    the penalty on repetition, which is as good for the likeliest text."""
+    wanted = SAMPLING_FIELDS if settings.get("do_sample") else ("repetition_penalty",)
+    return {name: settings[name] for name in wanted if settings.get(name) is not None}
 
 
 def _end_ids(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> frozenset[int]:

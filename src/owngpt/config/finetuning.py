@@ -16,7 +16,7 @@ OVERFLOWS: tuple[Overflow, ...] = ("drop", "split", "error")
 PREFERENCE_METHODS = ("dpo", "ipo", "orpo")
 DEFAULT_MINUTES = 10.0
 DIALS = ("minutes", "steps", "epochs")
-OF_ADAPTERS = ("rank", "alpha", "lora_dropout", "target_modules", "rslora", "dora", "int8_base")
+OF_ADAPTERS = ("rank", "alpha", "lora_dropout", "target_modules", "rslora", "dora", "int8_base", "strength")
 """What only an adapter has."""
 MAX_SEED = 2**63 - 1
 
@@ -50,6 +50,9 @@ class FinetuneConfig:
     """Train the length of each output's weights apart from their direction (arXiv 2402.09353)."""
     int8_base: bool = False
     """Hold the frozen weights in 8 bits: half of the memory, a little less exact."""
+    strength: float | None = None
+    """Share of what was learned that the adapter keeps, such as 0.8: less forgets less. By default what suits held-out answers
+    and general text best, and all of it for other methods than sft."""
     learning_rate: float | None = None
     """Peak learning rate."""
     weight_decay: float | None = None
@@ -112,6 +115,8 @@ class FinetuneConfig:
             at_least("weight_decay", self.weight_decay, 0)
         if self.lora_dropout is not None:
             within("lora_dropout", self.lora_dropout, 0, 1, high_open=True)
+        if self.strength is not None:
+            within("strength", self.strength, 0, 1, low_open=True)
         within("label_smoothing", self.label_smoothing, 0, 0.5, high_open=True)
         within("replay", self.replay, 0, 1, high_open=True)
         if self.held_out is not None:

@@ -18,10 +18,12 @@ PROBE_SHARE = 0.02
 """Of the budget, for finding out how fast this machine learns."""
 REPLAY_SHARE = 0.05
 """Of the budget, for writing text to be reminded by."""
+CHOOSE_SHARE = 0.06
+"""Of the budget, for choosing how much of what was learned to keep."""
 SAVE_SECONDS = 6.0
 """For the adapter or model, the report and its pictures."""
-LATER = 1.15
-"""Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer."""
+LATER = 1.4
+"""Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer, or be written twice."""
 MOST_FOR_REFERENCE = 0.5
 """Of the time to learn in, for asking the base about the answers to compare."""
 READING_SPEED = 2.5
@@ -57,13 +59,20 @@ class Clock:
         """Seconds for writing general text."""
         return None if self.budget is None else REPLAY_SHARE * self.budget
 
-    def learning(self, measured: float) -> float:
+    def learning(self, measured: float, *, choosing: bool = False) -> float:
         """Seconds that are left to learn in when all that follows has its share.
 
         :param measured: that the first measurement took.
+        :param choosing: whether it is to be chosen how much of what was learned is kept.
         """
         assert self.budget is not None
-        return self.budget - self.elapsed - SAVE_SECONDS - self._later(measured)
+        choice = CHOOSE_SHARE * self.budget if choosing else 0.0
+        return self.budget - self.elapsed - SAVE_SECONDS - choice - self._later(measured)
+
+    @property
+    def choosing_until(self) -> float | None:
+        """``time.monotonic()`` after which no more is tried. Half of the time, since what was begun is finished."""
+        return None if self.budget is None else time.monotonic() + CHOOSE_SHARE / 2 * self.budget
 
     def measuring_again(self, measured: float) -> float | None:
         """Seconds for the last measurement: as long as the first, or what is left when the run came late to its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from owngpt.finetune.clock import Clock, reference_seconds
 from owngpt.finetune.feed import Feed, References
 from owngpt.finetune.material import Material
 from owngpt.finetune.objectives.classification import attach_head
-from owngpt.finetune.output import save, save_card
-from owngpt.finetune.plan import FinetunePlan
+from owngpt.finetune.output import recommend, save, save_card
+from owngpt.finetune.plan import FinetunePlan, Recipe
 from owngpt.finetune.planner import (
     Facts,
     budget_seconds,
@@ -36,9 +37,11 @@ from owngpt.finetune.planner import (
 from owngpt.finetune.rehearsal.replay import replay_store
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.write import Report, write_report
+from owngpt.finetune.report.written import PENALTIES
 from owngpt.finetune.result import FinetunedModel
 from owngpt.finetune.sequences.batches import ReplaySource
 from owngpt.finetune.sequences.store import ExampleStore
+from owngpt.finetune.strength import Strength, choose
 from owngpt.finetune.trainee import Trainee, open_base
 from owngpt.formats.base import BaseModel
 from owngpt.formats.folder import load_family
@@ -156,7 +159,7 @@ class Job:
         if self.clock.budget is not None:
             batches = feed.first(shape_of(self.settings, config, recipe.method, facts, math.inf))
             speed = trainee.tokens_per_second(batches, self.clock.probing)
-            seconds = self.clock.learning(measured)
+            seconds = self.clock.learning(measured, choosing=self._chooses(recipe))
             if recipe.method in WITH_REFERENCE:
                 seconds -= reference_seconds(recipe, facts, speed, seconds)
             self.clock.check(seconds)
@@ -185,11 +188,19 @@ class Job:
 
     # --- measuring and training ---
 
-    def _measure(self, material: Material, network: GPT, seconds: float | None) -> Measurement:
+    def _measure(self, material: Material, network: GPT, seconds: float | None, penalties: Sequence[float]) -> Measurement:
         return measure(
             network, material.tokenizer, material.renderer, material.examples, material.held_out, seconds=seconds,
-            seed=self.settings.seed, labels=material.labels,
+            seed=self.settings.seed, labels=material.labels, penalties=penalties,
         )  # fmt: skip
+
+    def _measure_again(self, material: Material, network: GPT, before: Measurement) -> Measurement:
+        """With a greater penalty on repetition, if the answers loop without; whoever serves the model is told of it."""
+        greater = () if before.kind == "text" else tuple(penalty for penalty in PENALTIES if penalty > before.penalty)
+        after = self._measure(material, network, self.clock.measuring_again(before.seconds), (before.penalty, *greater))
+        if after.penalty != before.penalty:
+            recommend(self.folder, self.base, material.tokenizer, after.penalty)
+        return after
 
     def _before(self, material: Material, network: GPT) -> Measurement:
         """How the base does, measured once, and never anew in a resumed run."""
@@ -197,7 +208,7 @@ class Job:
         if self.record and kept.exists():
             return Measurement.read(kept)
         with timed("measuring what the model does before", self.display.say):
-            before = self._measure(material, network, self.clock.measuring)
+            before = self._measure(material, network, self.clock.measuring, (self.base.repetition_penalty(),))
         before.write(kept)
         return before
 
@@ -212,7 +223,7 @@ class Job:
         course, is_new = plan.course, not (self.run_folder / CHECKPOINTS).exists()
         if course.budget_seconds is not None and is_new:
             # Measured again: what the plan and the reference took must not come on top.
-            course = replace(course, budget_seconds=max(1.0, self.clock.learning(measured)))
+            course = replace(course, budget_seconds=max(1.0, self.clock.learning(measured, choosing=self._chooses(plan.recipe))))
         identity = {
             "examples": material.train.fingerprint, "held-out examples": material.held_out.fingerprint, "model": model,
             "tokenizer": material.tokenizer.fingerprint, "plan": self.record.plan_hash(),
@@ -239,17 +250,19 @@ class Job:
         self, plan: FinetunePlan, trainee: Trainee, material: Material, before: Measurement, training: dict[str, Any]
     ) -> FinetunedModel:
         say = self.display.say
+        strength = self._strengthened(plan, trainee, material)
+        training = {**training, **({} if strength is None else {"strength": strength.chosen})}
         with timed("saving", say):
             save(
                 self.folder, trainee, self.base, material.tokenizer, named=self._named_base(), dtype=plan.recipe.dtype,
                 labels=material.classes,
             )  # fmt: skip
         with timed("measuring what the model does now", say):
-            after = self._measure(material, trainee.serving(), self.clock.measuring_again(before.seconds))
+            after = self._measure_again(material, trainee.serving(), before)
         with timed("writing the report", say):
             report = write_report(
                 self.folder, before=before, after=after, curve=self.run_folder / "metrics.jsonl", data=material.facts,
-                plan=_told(plan), method=plan.recipe.method,
+                plan=_told(plan, strength), method=plan.recipe.method,
             )  # fmt: skip
             text = card(
                 self.folder.resolve().name, self._shown_base(), plan, data=material.facts, training=training,
@@ -257,6 +270,24 @@ class Job:
             )  # fmt: skip
             save_card(self.folder, text)
         return self._result(plan, material.facts, training, report)
+
+    def _strengthened(self, plan: FinetunePlan, trainee: Trainee, material: Material) -> Strength | None:
+        """Weaken the adapter as was asked for, or as suits held-out examples and general text best; None where it has no say."""
+        lora, asked, say, held_out = trainee.lora, self.settings.strength, self.display.say, material.held_out
+        if lora is not None and asked is not None:
+            strength = Strength(asked, f"{asked:.0%} of what was learned, as given")
+        elif lora is not None and isinstance(held_out, ExampleStore) and self._chooses(plan.recipe):
+            with timed("choosing how much of it to keep", say):
+                strength = choose(lora, held_out, material.tokenizer, self.clock.choosing_until)
+        else:
+            return None
+        lora.weaken(strength.chosen)
+        say(f"strength: {strength.reason}")
+        return strength
+
+    def _chooses(self, recipe: Recipe) -> bool:
+        """Whether it is to be found out how much of what was learned is best kept."""
+        return recipe.lora is not None and recipe.method == "sft" and self.settings.strength is None
 
     def _named_base(self) -> str:
         """The base for whoever opens the adapter: an absolute path, or the name under which it was pulled."""
@@ -288,12 +319,14 @@ def plan_of(record: RunRecord, run_folder: Path) -> FinetunePlan:
     return record.read_plan(FinetunePlan.from_dict, run_folder)
 
 
-def _told(plan: FinetunePlan) -> dict[str, Any]:
+def _told(plan: FinetunePlan, strength: Strength | None) -> dict[str, Any]:
     """The plan as the report tells it."""
     recipe, shape = plan.recipe, plan.shape
+    reasons = [*plan.reasons, *([] if strength is None else [f"strength: {strength.reason}"])]
     return {
         "learning_rate": recipe.optimizer.matrix_rate, "lora": recipe.lora is not None, "replay": plan.replay,
         "rank": recipe.lora.rank if recipe.lora else None, "trained_parameters": plan.trained_parameters,
         "rows_a_step": shape.batch_size * shape.accumulation, "context_length": shape.context_length, "seed": recipe.seed,
-        "steps": plan.course.steps, "epochs": round(plan.epochs, 2), "reasons": list(plan.reasons),
+        "steps": plan.course.steps, "epochs": round(plan.epochs, 2), "reasons": reasons,
+        **({} if strength is None else {"strength": strength.chosen}),
     }  # fmt: skip

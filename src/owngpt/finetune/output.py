@@ -10,7 +10,7 @@ from owngpt.config.files import atomic_write_text
 from owngpt.finetune.objectives.classifier import Classifier
 from owngpt.finetune.trainee import Trainee
 from owngpt.formats.base import BaseModel
-from owngpt.formats.folder import CARD_FILE, save_model
+from owngpt.formats.folder import CARD_FILE, GENERATION_FILE, as_json, save_model
 from owngpt.text.tokenizer import Tokenizer
 
 
@@ -44,6 +44,12 @@ def save(
 def save_card(folder: Path, text: str) -> None:
     """Write the README, last of all: it tells of the report."""
     atomic_write_text(folder / CARD_FILE, text)
+
+
+def recommend(folder: Path, base: BaseModel, tokenizer: Tokenizer, penalty: float) -> None:
+    """Leave word of the penalty on repetition with which the model writes best, in generation_config.json, beside the base's own
+    settings."""
+    atomic_write_text(folder / GENERATION_FILE, as_json({**_generation(base, tokenizer), "repetition_penalty": penalty}))
 
 
 def _generation(base: BaseModel, tokenizer: Tokenizer) -> dict[str, Any]:

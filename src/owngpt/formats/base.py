@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,3 +73,8 @@ class BaseModel:
         is_folder = (self.path / CONFIG_FILE).is_file()
         settings = load_generation_settings(self.path) if is_folder else open_model(self.path, dtype=None)[2]
         return {name: value for name, value in settings.items() if name not in NOT_GENERATION}
+
+    def repetition_penalty(self) -> float:
+        """The penalty on repetition that it recommends; 1 is none."""
+        value = self.generation().get("repetition_penalty")
+        return float(value) if isinstance(value, int | float) and value > 0 and math.isfinite(value) else 1.0

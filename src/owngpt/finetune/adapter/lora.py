@@ -91,6 +91,12 @@ class Lora:
         for name, parameter in self.named_parameters():
             parameter.copy_(state[name])
 
+    @torch.no_grad()
+    def weaken(self, strength: float) -> None:
+        """Keep a share of what was learned, in place: 1 is all of it, 0 the base."""
+        for layer in self.layers.values():
+            layer.weaken(strength)
+
     @contextmanager
     def off(self) -> Iterator[None]:
         """Inside, the model computes as its base does: the reference of a preference objective, with no second copy."""

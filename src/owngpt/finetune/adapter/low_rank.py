@@ -121,6 +121,13 @@ class LowRankLinear(nn.Module):
         return whole.index_put((self.rows,), self.lora_magnitude / lengths[self.rows])
 
     @torch.no_grad()
+    def weaken(self, strength: float) -> None:
+        """Keep a share of the update; with DoRA, lengths come as much closer to those of the base."""
+        self.lora_up.mul_(strength)
+        if self.lora_magnitude is not None:
+            self.lora_magnitude.copy_(torch.lerp(row_lengths(self.base.weight)[self.rows], self.lora_magnitude, strength))
+
+    @torch.no_grad()
     def update_of(self, index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """One update: A (R, in), B (rows, R) without the scale, and the rows' lengths (rows,) or None."""
         sizes = [last - first for first, last in self.spans]

@@ -87,25 +87,34 @@ def answer_limit(questions: Sequence[Question]) -> int:
 
 
 def answer(
-    network: GPT, tokenizer: Tokenizer, questions: Sequence[Question], *, limit: int, deadline: float | None, most: int
+    network: GPT,
+    tokenizer: Tokenizer,
+    questions: Sequence[Question],
+    *,
+    limit: int,
+    deadline: float | None,
+    most: int,
+    penalty: float = 1.0,
 ) -> list[Answer]:
     """The likeliest answer to each question, in order, as many as the time allows, side by side.
 
     :param limit: most tokens of an answer.
     :param deadline: of ``time.monotonic()``. Then the answers that are being written are cut off, and no more are begun.
     :param most: answers.
+    :param penalty: on repetition (arXiv 1909.05858, section 4.1); 1 is none.
     """
     room = network.config.context_length
     fitting = [question for question in questions if len(question.prompt_ids) + SHORTEST_LIMIT // 4 <= room][:most]
     if not fitting:
         return []
     longest = min(room, max(len(question.prompt_ids) for question in fitting) + limit)
+    config = GenerationConfig(max_new_tokens=limit, temperature=0.0, repetition_penalty=penalty)
     answers: list[Answer] = []
     with open_writer(network, tokenizer, longest=longest, most=len(fitting)) as (engine, rows):
         size = min(rows, FIRST)
         while fitting:
             began = time.monotonic()
-            answers += _wave(engine, tokenizer, fitting[:size], limit, deadline)
+            answers += _wave(engine, tokenizer, fitting[:size], config, deadline)
             took = time.monotonic() - began
             fitting = fitting[size:]
             following = min(rows, len(fitting))
@@ -118,9 +127,8 @@ def answer(
 
 
 def _wave(
-    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], limit: int, deadline: float | None
+    engine: Engine, tokenizer: Tokenizer, questions: Sequence[Question], config: GenerationConfig, deadline: float | None
 ) -> list[Answer]:
-    config = GenerationConfig(max_new_tokens=limit, temperature=0.0)
     streams = [engine.submit(Request(question.prompt_ids, config)) for question in questions]
     try:
         answers = [_read(question, stream, tokenizer, deadline) for question, stream in zip(questions, streams, strict=True)]

@@ -17,12 +17,13 @@ from owngpt.errors import DataError
 from owngpt.evaluate.windows import IGNORED
 from owngpt.finetune.examples.example import Example, Kind
 from owngpt.finetune.objectives.label_words import LabelWords, WordRenderer
-from owngpt.finetune.report.answers import Answer, Question, answer, answer_limit, question_of
+from owngpt.finetune.report.answers import Answer, Question, answer_limit, question_of
 from owngpt.finetune.report.classes import class_scores, word_scores
 from owngpt.finetune.report.forgetting import GeneralLoss, general_losses
 from owngpt.finetune.report.kinds import kind_of
 from owngpt.finetune.report.labels import Guess
 from owngpt.finetune.report.losses import SequenceLoss, window_nats, window_of
+from owngpt.finetune.report.written import write_answers
 from owngpt.finetune.sequences.batches import padding_of
 from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.gpt import GPT
@@ -71,6 +72,10 @@ class Measurement:
     """Tokens after which an answer was stopped."""
     seconds: float
     """That measuring took."""
+    penalty: float = 1.0
+    """On repetition, with which the answers were written."""
+    looped: float = math.nan
+    """Share of the answers that looped with a smaller penalty, where that is why this one was chosen."""
 
     @property
     def loss(self) -> float:
@@ -127,6 +132,7 @@ def measure(
     seconds: float | None,
     seed: int,
     labels: Sequence[str] = (),
+    penalties: Sequence[float] = (1.0,),
 ) -> Measurement:
     """Loss on held-out examples and on general text, and the likeliest answers to held-out prompts.
 
@@ -138,6 +144,7 @@ def measure(
     :param store: their sequences.
     :param seconds: time for all of it. The least that says anything is always measured, so a second or two may come on top.
     :param labels: the classes in the order of their indices, where the network has a head over them or answers with them.
+    :param penalties: on repetition, in rising order: the first with which hardly an answer loops is taken.
     """
     began = time.monotonic()
     budget = math.inf if seconds is None else seconds
@@ -153,13 +160,16 @@ def measure(
         padding_id = padding_of(tokenizer) if kind == "label" else 0
         losses, guesses = _scores(network, store, kind, seed, deadline, labels, words, padding_id)
         general = general_losses(network, tokenizer, _finite(time.monotonic() + SHARES["general"] * budget))
-        answers = answer(network, tokenizer, questions, limit=limit, deadline=_finite(began + budget), most=MOST_ANSWERS)
+        written = write_answers(
+            network, tokenizer, questions, penalties, limit=limit, deadline=_finite(began + budget), most=MOST_ANSWERS
+        )
     finally:
         network.train(was_training)
         set_random_state(state, device)
     return Measurement(
-        kind, len(held_out), tuple(losses), tuple(general), tuple(answers), tuple(guesses), limit, time.monotonic() - began
-    )
+        kind, len(held_out), tuple(losses), tuple(general), written.answers, tuple(guesses), limit, time.monotonic() - began,
+        written.penalty, written.looped,
+    )  # fmt: skip
 
 
 def _scores(

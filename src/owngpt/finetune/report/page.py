@@ -170,10 +170,21 @@ def _method(before: Measurement, after: Measurement, shared: int) -> str:
     learned = f"were not learned from, but {shared:,} of them ask what was learned" if shared else "were never learned from"
     return (
         f"{before.examples:,} held-out examples {learned}. Both measurements are of the same examples and compared "
-        f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long. "
-        "The general text is built into OwnGPT. "
+        f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long"
+        f"{_with_penalty(after)}. The general text is built into OwnGPT. "
         f"Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s after. "
         "All numbers and answers are in `report.json`."
+    )
+
+
+def _with_penalty(after: Measurement) -> str:
+    """How the answers after were kept from looping, and that whoever serves them does the same."""
+    if after.penalty == 1.0:
+        return ""
+    looped = "" if math.isnan(after.looped) else f", without which {after.looped:.0%} of the answers afterwards looped"
+    return (
+        f"; those after with a repetition penalty of {after.penalty:g}{looped} "
+        "(it is in `generation_config.json`, and `owngpt chat` and `generate` use it unless told otherwise)"
     )
 
 
