@@ -69,11 +69,6 @@ class Clock:
         choice = CHOOSE_SHARE * self.budget if choosing else 0.0
         return self.budget - self.elapsed - SAVE_SECONDS - choice - self._later(measured)
 
-    @property
-    def choosing_until(self) -> float | None:
-        """``time.monotonic()`` after which no more is tried. Half of the time, since what was begun is finished."""
-        return None if self.budget is None else time.monotonic() + CHOOSE_SHARE / 2 * self.budget
-
     def measuring_again(self, measured: float) -> float | None:
         """Seconds for the last measurement: as long as the first, or what is left when the run came late to its end."""
         if self.budget is None:

@@ -27,18 +27,23 @@ ROUNDED_TO = 16
 """Rows have a multiple of it, which matrix units like."""
 PASS_VALUES = 12_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
-STEP_TOKENS = (256, 1024)
-"""Of a step, at least and at most, while the examples are few, which learn better in twice the steps of half the size."""
+STEP_TOKENS = (256, 512)
+"""Of a step, at least and at most, while the examples are few: many small steps learn more of them than a few large ones."""
 MANY_TOKENS = 1_000_000
 LEAST_STEPS = 60
 """That a run should have: a short one takes smaller steps."""
 STEPS_A_PASS = 12
 LOOKS = 12
 """Validations of a run with a fixed number of steps."""
+VALIDATION_SHARE = 0.1
+"""Of the time to learn in: of few held-out examples, a part would tell little of when to stop."""
 PATIENCE = 4
 FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
-LORA_FACTOR = 7.0
+LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
+"""Times the rate of a whole model: of an adapter, and of one that learns few answers, which are over in a few hundred steps."""
+USUAL_SCALE = 2.0
+"""What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 REFERENCE_PARAMETERS = 135e6
 RATE_LIMITS = (1e-5, 1e-3)
 """Of a whole model."""
@@ -52,10 +57,10 @@ SHORT_EXAMPLE = 60
 RENDERING_SECONDS, RENDERING_SHARE = 0.001, 0.1
 """An example, with two cores; and the share of a run that it may take."""
 FEWEST_DRAWN = 500
-PASSES = ((100, 20.0), (1_000, 10.0), (10_000, 5.0), (math.inf, 3.0))
-"""Up to so many examples: passes after which more only memorises."""
-USUAL_PASSES = ((1_000, 5.0), (20_000, 3.0), (math.inf, 1.0))
-"""Passes of a run without a time."""
+PASSES = ((30, 16.0), (100, 8.0), (300, 4.0), (1_000, 2.5), (math.inf, 2.0))
+"""Up to so many examples: passes after which more only memorises (benchmarks/NOTES.md)."""
+PASSES_OF_OTHERS = 2.0
+"""Times as many for preferences and classes, which are learned with smaller rates, and for whole models."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +109,18 @@ def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Metho
     if rate is None:
         low, high = RATE_LIMITS
         whole = min(high, max(low, FULL_RATE * math.sqrt(REFERENCE_PARAMETERS / model.parameter_count())))
-        rate = whole * (LORA_FACTOR if is_lora else 1.0) * METHOD_FACTORS[method]
+        rate = whole * (_adapter_factor(settings, method) if is_lora else 1.0) * METHOD_FACTORS[method]
     decay = settings.weight_decay or 0.0
     head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
     return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8)
+
+
+def _adapter_factor(settings: FinetuneConfig, method: Method) -> float:
+    """Times the rate of a whole model."""
+    lora = lora_settings(settings)
+    assert lora is not None
+    factor = ANSWERS_FACTOR if method == "sft" else LORA_FACTOR
+    return factor * min(1.0, USUAL_SCALE / lora.scale)
 
 
 def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: Facts, tokens_affordable: float) -> Shape:
@@ -129,7 +142,7 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
 def _step_tokens(facts: Facts, affordable: float) -> float:
     """Of answers to learn: enough steps a pass, enough in the time."""
     least, most = STEP_TOKENS
-    most = 4 * most if facts.tokens > MANY_TOKENS else most
+    most = 8 * most if facts.tokens > MANY_TOKENS else most
     return max(least, min(most, facts.tokens / STEPS_A_PASS, affordable / LEAST_STEPS))
 
 
@@ -193,13 +206,14 @@ def make_plan(
     shape = shape_of(settings, model, recipe.method, facts, affordable)
     a_pass = max(steps_per_epoch(shape), 1e-6) / (1.0 - settings.replay)
     step_tokens = facts.tokens / (1.0 - settings.replay) / a_pass
-    steps, limit, reason = _steps(settings, facts, a_pass, step_tokens, affordable)
+    is_quick = recipe.lora is not None and recipe.method == "sft"
+    steps, limit, reason = _steps(settings, facts, a_pass, step_tokens, affordable, is_quick=is_quick)
     warmup = max(0.03, min(0.1, 10 / steps))
     rate = recipe.optimizer.matrix_rate
     course = Course(
         steps=steps, budget_seconds=seconds, step_limit=limit, patience=_patience(settings, facts),
         accumulation=shape.accumulation, learning_rate=rate, warmup=warmup, decay=1.0 - warmup,
-        evaluation_interval=max(1, steps // LOOKS),
+        evaluation_interval=max(1, steps // LOOKS), validation_share=VALIDATION_SHARE,
     )  # fmt: skip
     epochs = steps / a_pass
     return FinetunePlan(
@@ -215,15 +229,18 @@ def make_plan(
 
 
 def _steps(
-    settings: FinetuneConfig, facts: Facts, a_pass: float, step_tokens: float, affordable: float
+    settings: FinetuneConfig, facts: Facts, a_pass: float, step_tokens: float, affordable: float, *, is_quick: bool
 ) -> tuple[int, int | None, str]:
-    """(steps, those after which a timed run ends as well, why)"""
+    """(steps, those after which a timed run ends as well, why)
+
+    :param is_quick: it learns with a high rate.
+    """
     if settings.steps:
         return settings.steps, None, f"{settings.steps:,} as given"
     if settings.epochs:
         steps = max(1, round(settings.epochs * a_pass))
         return steps, None, f"{steps:,} for {settings.epochs:g} passes as given"
-    passes = next(passes for examples, passes in PASSES if facts.examples <= examples)
+    passes = next(passes for examples, passes in PASSES if facts.examples <= examples) * (1.0 if is_quick else PASSES_OF_OTHERS)
     limit = max(1, math.ceil(passes * a_pass))
     in_time = max(1, int(affordable / max(step_tokens, 1.0)))
     if in_time < limit:

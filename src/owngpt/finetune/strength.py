@@ -7,20 +7,21 @@ the square of the distance; the best model lies before the end (WiSE-FT, arXiv 2
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 from owngpt.evaluate.windows import IGNORED
 from owngpt.finetune.adapter.lora import Lora
-from owngpt.finetune.report.forgetting import general_part, perplexity
+from owngpt.finetune.report.forgetting import GeneralLanguage, perplexity, some_general
 from owngpt.finetune.report.losses import window_nats, window_of
 from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.text.tokenizer import Tokenizer
 
-STRENGTHS = (1.0, 0.9, 0.8, 0.7, 0.6)
-FORGIVEN = 0.03
+PART = 0.8
+"""Strength that is measured beside all and nothing; between them losses follow a parabola."""
+WEAKEST = 0.5
+FORGIVEN = 0.02
 """Rise of the perplexity of general text that calls for no weaker adapter."""
 GIVEN_UP = 0.1
 """Most of what held-out examples gained that is given up for it."""
@@ -40,6 +41,23 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Parabola:
+    """Through nothing at strength 0, and two values more."""
+
+    slope: float
+    bend: float
+
+    @classmethod
+    def through(cls, part: float, full: float) -> Parabola:
+        """:param part: value at :data:`PART`, ``full`` at 1."""
+        bend = (full - part / PART) / (1.0 - PART)
+        return cls(full - bend, bend)
+
+    def __call__(self, strength: float) -> float:
+        return strength * (self.slope + strength * self.bend)
+
+
+@dataclass(frozen=True)
 class Strength:
     """What was chosen, and why."""
 
@@ -50,10 +68,10 @@ class Strength:
 AS_LEARNED = Strength(1.0, "all of what was learned")
 
 
-def choose(lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, deadline: float | None) -> Strength:
+def choose(lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, languages: Sequence[GeneralLanguage]) -> Strength:
     """The strength that suits held-out examples and general text best; the adapter stays as it is.
 
-    :param deadline: of ``time.monotonic()``: then no more are tried. Without held-out examples there is nothing to choose by.
+    :param languages: that the base knows. Without held-out examples there is nothing to choose by.
     """
     windows = [window_of(held_out.example(index)) for index in _some(held_out)]
     if not windows:
@@ -63,51 +81,45 @@ def choose(lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, deadline: f
     def tried(strength: float) -> Tried:
         nats = sum(nats for _, nats in window_nats(lora.model, windows, None))
         targets = sum(target != IGNORED for window in windows for target in window.targets)
-        return Tried(strength, nats / max(1, targets), perplexity(general_part(lora.model, tokenizer)))
-
-    def at(strength: float) -> Tried:
-        lora.load_state(learned)
-        lora.weaken(strength)
-        return tried(strength)
+        return Tried(strength, nats / max(1, targets), perplexity(some_general(lora.model, tokenizer, languages)))
 
     lora.model.eval()
     try:
         with lora.off():
             base = tried(0.0)
-        return chosen(base, at, deadline)
+        full = tried(1.0)
+        lora.weaken(PART)
+        return chosen(base, tried(PART), full)
     finally:
         lora.load_state(learned)
         lora.model.train(was_training)
 
 
-def chosen(base: Tried, at: Callable[[float], Tried], deadline: float | None = None) -> Strength:
-    """From full strength down: until general text is kept, no further than held-out examples allow, and on while they gain.
+def chosen(base: Tried, part: Tried, full: Tried) -> Strength:
+    """The least held-out loss where general text is kept; no less, however, than held-out examples need.
 
-    :param base: the model without its adapter.
-    :param at: measures a strength.
+    :param base: the model without its adapter, with a part of it, and with all.
     """
-    full = best = at(STRENGTHS[0])
-    for strength in STRENGTHS[1:]:
-        if deadline is not None and time.monotonic() >= deadline:
-            break
-        weaker = at(strength)
-        gives_up = base.held_out - weaker.held_out < (1.0 - GIVEN_UP) * (base.held_out - full.held_out)
-        if gives_up or (_rise(best, base) <= FORGIVEN and weaker.held_out >= best.held_out):
-            break
-        best = weaker
-    if best is full:
-        return Strength(1.0, f"all of what was learned: general text {_rise(full, base):+.1%} in perplexity")
+    changed = Parabola.through(*(each.held_out - base.held_out for each in (part, full)))
+    forgotten = Parabola.through(*(_forgotten(each, base) for each in (part, full)))
+    if not all(map(math.isfinite, (changed(1.0), forgotten(1.0)))):
+        return AS_LEARNED  # the report has the words for a model that came to nothing
+    strengths = [share / 100 for share in range(100, int(100 * WEAKEST) - 1, -1)]
+    enough = [each for each in strengths if changed(each) <= (1.0 - GIVEN_UP) * changed(1.0)] or strengths[:1]
+    kept = [each for each in enough if forgotten(each) <= math.log1p(FORGIVEN)]
+    best = min(kept, key=changed) if kept else enough[-1]
+    if best == 1.0:
+        return Strength(1.0, f"all of what was learned: general text {math.expm1(forgotten(1.0)):+.1%} in perplexity")
     return Strength(
-        best.strength,
-        f"{best.strength:.0%} of what was learned: general text {_rise(best, base):+.1%} in perplexity instead of "
-        f"{_rise(full, base):+.1%}, held-out loss {best.held_out:.3f} instead of {full.held_out:.3f}",
+        best,
+        f"{best:.0%} of what was learned: general text about {math.expm1(forgotten(best)):+.1%} in perplexity instead of "
+        f"{math.expm1(forgotten(1.0)):+.1%}, held-out loss {base.held_out + changed(best):.3f} instead of {full.held_out:.3f}",
     )
 
 
-def _rise(now: Tried, base: Tried) -> float:
-    """Of the perplexity of general text; infinite where that is not a number any more."""
-    rise = now.general / base.general - 1.0
-    return rise if math.isfinite(rise) else math.inf
+def _forgotten(now: Tried, base: Tried) -> float:
+    """Nats a token of general text costs more; not-a-number where the model says nothing any more."""
+    return math.log(now.general / base.general) if math.isfinite(now.general) else math.nan
 
 
 def _some(store: ExampleStore) -> list[int]:

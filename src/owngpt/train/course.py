@@ -32,6 +32,8 @@ class Course:
     """Peak, as shown in the metrics; the optimizer has its own."""
     evaluation_interval: int = 250
     """Steps between validations of a run with a fixed number of steps."""
+    validation_share: float = 0.04
+    """Of a time budget that validation may take."""
     checkpoint_seconds: float = 60.0
     """Between checkpoints, at least; more where saving takes long."""
 

@@ -75,7 +75,9 @@ class Trainer:
         self._verb = verb
         self._pace = Pace(steps=course.steps, budget_seconds=course.budget_seconds, clock=clock, step_limit=course.step_limit)
         interval, budget = course.evaluation_interval, course.budget_seconds
-        self._validation = Validation(validation_batches, interval=interval, budget_seconds=budget)
+        self._validation = Validation(
+            validation_batches, interval=interval, budget_seconds=budget, time_share=course.validation_share
+        )
         self._since_best = 0
         self._spikes = SpikeDetector()
         self._recorder = Recorder(folder, yardsticks, display or make_display(), steps=course.steps)

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from owngpt.data.batches import Batch
 
-TIME_SHARE = 0.04
-"""Of a time budget that validation may take, the last one included."""
 LOOKS = 12
 """Validations of a run under a time budget, if they are cheap enough."""
 COST_GUESS = 0.4
@@ -33,14 +31,15 @@ class Best:
 class Validation:
     """Scores held-out batches now and then, always the same ones, so that losses can be compared.
 
-    Under a time budget their number and how often they are scored are fitted into :data:`TIME_SHARE` of it. With a fixed
+    Under a time budget their number and how often they are scored are fitted into a share of it. With a fixed
     number of steps all of them are scored every ``interval`` steps, whatever the time, since results must not depend on it.
     """
 
-    def __init__(self, batches: Sequence[Batch], *, interval: int, budget_seconds: float | None) -> None:
+    def __init__(self, batches: Sequence[Batch], *, interval: int, budget_seconds: float | None, time_share: float) -> None:
+        """:param time_share: of the budget that validation may take, the last one included."""
         self._batches = list(batches)
         self._interval = interval
-        self._budget = budget_seconds
+        self._budget, self._time_share = budget_seconds, time_share
         self._chosen = 0 if budget_seconds is not None else len(self._batches)
         self._next_fraction = 1 / LOOKS
         self.spent = 0.0
@@ -67,7 +66,7 @@ class Validation:
         if not self._chosen:
             self._choose(token_seconds)
         # The last validation, after the last step, must also fit.
-        return self.spent + 2 * self.cost <= TIME_SHARE * self._budget
+        return self.spent + 2 * self.cost <= self._time_share * self._budget
 
     def run(
         self, score: Callable[[Sequence[Batch]], float], clock: Callable[[], float], fraction: float, token_seconds: float
@@ -96,7 +95,7 @@ class Validation:
         """As many batches as can be scored :data:`LOOKS` times within the share; at least one."""
         assert self._budget is not None
         batch_cost = self._batches[0].inputs.numel() * token_seconds * COST_GUESS
-        affordable = TIME_SHARE * self._budget / LOOKS / batch_cost if batch_cost > 0 else len(self._batches)
+        affordable = self._time_share * self._budget / LOOKS / batch_cost if batch_cost > 0 else len(self._batches)
         self._chosen = max(1, min(len(self._batches), int(affordable)))
         self.cost = self._chosen * batch_cost
 

@@ -60,13 +60,9 @@ def general_losses(network: GPT, tokenizer: Tokenizer, deadline: float | None) -
     return found + _losses(network, tokenizer, [text for text in texts[tried:] if text[0] in known], deadline)
 
 
-def general_part(network: GPT, tokenizer: Tokenizer) -> list[GeneralLoss]:
-    """The loss on every other text of the languages that the network knows, for choosing before all of them are measured."""
-    texts = [text for text in _in_turn() if text[1] % 2]
-    found = _losses(network, tokenizer, texts[: len(FILES)], None)
-    known = [language for language in FILES if _may_know(found, language)] or [*FILES]
-    rest = _losses(network, tokenizer, [text for text in texts[len(FILES) :] if text[0] in known], None)
-    return [loss for loss in (*found, *rest) if loss.language in known]
+def some_general(network: GPT, tokenizer: Tokenizer, languages: Sequence[GeneralLanguage]) -> list[GeneralLoss]:
+    """The loss on every other text of these languages, for choosing before all of them are measured."""
+    return _losses(network, tokenizer, [text for text in _in_turn() if text[0] in languages and text[1] % 2], None)
 
 
 def known_languages(losses: Sequence[GeneralLoss]) -> tuple[GeneralLanguage, ...]:

@@ -74,7 +74,7 @@ class Measurement:
     """That measuring took."""
     penalty: float = 1.0
     """On repetition, with which the answers were written."""
-    looped: float = math.nan
+    looped: float | None = None
     """Share of the answers that looped with a smaller penalty, where that is why this one was chosen."""
 
     @property

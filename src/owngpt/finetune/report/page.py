@@ -181,7 +181,7 @@ def _with_penalty(after: Measurement) -> str:
     """How the answers after were kept from looping, and that whoever serves them does the same."""
     if after.penalty == 1.0:
         return ""
-    looped = "" if math.isnan(after.looped) else f", without which {after.looped:.0%} of the answers afterwards looped"
+    looped = "" if after.looped is None else f", without which {after.looped:.0%} of the answers afterwards looped"
     return (
         f"; those after with a repetition penalty of {after.penalty:g}{looped} "
         "(it is in `generation_config.json`, and `owngpt chat` and `generate` use it unless told otherwise)"

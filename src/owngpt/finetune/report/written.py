@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ class Written:
 
     answers: tuple[Answer, ...]
     penalty: float
-    looped: float = math.nan
+    looped: float | None = None
     """Share that looped with the first penalty, where a greater one was taken."""
 
 
