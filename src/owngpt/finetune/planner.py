@@ -57,7 +57,7 @@ SHORT_EXAMPLE = 60
 RENDERING_SECONDS, RENDERING_SHARE = 0.001, 0.1
 """An example, with two cores; and the share of a run that it may take."""
 FEWEST_DRAWN = 500
-PASSES = ((30, 16.0), (100, 8.0), (300, 4.0), (1_000, 2.5), (math.inf, 2.0))
+PASSES = ((30, 10.0), (100, 4.0), (1_000, 2.5), (math.inf, 2.0))
 """Up to so many examples: passes after which more only memorises (benchmarks/NOTES.md)."""
 PASSES_OF_OTHERS = 2.0
 """Times as many for preferences and classes, which are learned with smaller rates, and for whole models."""

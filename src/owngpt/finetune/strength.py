@@ -21,7 +21,7 @@ from owngpt.text.tokenizer import Tokenizer
 PART = 0.8
 """Strength that is measured beside all and nothing; between them losses follow a parabola."""
 WEAKEST = 0.5
-FORGIVEN = 0.02
+FORGIVEN = 0.01
 """Rise of the perplexity of general text that calls for no weaker adapter."""
 GIVEN_UP = 0.1
 """Most of what held-out examples gained that is given up for it."""
