@@ -296,7 +296,7 @@ class Model:
         :raises UsageError: for an option out of range or a prompt that fills the model's context.
         """
         texts = [generation.text for generation in self.generations(prompt, **options)]
-        return texts[0] if len(texts) == 1 else texts
+        return texts if self._generation_config(options).num_return_sequences > 1 else texts[0]
 
     def generations(self, prompt: str, **options: Any) -> list[Generation]:
         """Like :meth:`generate`, with the tokens and the reason each text ended."""

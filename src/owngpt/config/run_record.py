@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from owngpt.config import finetuning
 from owngpt.config.files import atomic_write_text
 from owngpt.config.finetuning import FinetuneConfig
-from owngpt.config.settings_file import fitted, load_settings
+from owngpt.config.settings_file import fitted, fitting, load_settings
 from owngpt.config.training import DEFAULT_MINUTES, DIALS, OF_A_MODEL, TrainConfig
 from owngpt.errors import CheckpointError, UsageError
 
@@ -165,14 +165,22 @@ class RunRecord:
         return {**chosen, **dial, **given}
 
 
-def check_options(options: dict[str, Any], verb: Verb) -> None:
+def checked_options(options: dict[str, Any], verb: Verb) -> dict[str, Any]:
+    """The options of a run, each as the type that it has.
+
+    :raises UsageError: one is not among the settings of such a run, or is of another type; the message says what it must be.
     """
-    :raises UsageError: one is not among the settings of such a run.
-    """
-    known = [field.name for field in fields(SETTINGS[verb])]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        raise UsageError(f"--{unknown[0].replace('_', '-')} is unknown; the options of `owngpt {verb}` are {', '.join(known)}")
+    hints = get_type_hints(SETTINGS[verb])
+    checked: dict[str, Any] = {}
+    for name, value in options.items():
+        option = f"--{name.replace('_', '-')}"
+        if name not in hints:
+            raise UsageError(f"{option} is unknown; the options of `owngpt {verb}` are {', '.join(hints)}")
+        try:
+            checked[name] = fitting(value, hints[name])
+        except TypeError as error:
+            raise UsageError(f"{option} is {value!r}, but must be {error}") from error
+    return checked
 
 
 def is_run(values: dict[Any, Any]) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from numbers import Integral, Real
+from os import PathLike
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -63,27 +65,38 @@ def _load(path: Path) -> Any:
 
 
 def _fitted(path: Path, name: str, value: Any, hint: Any) -> Any:
-    """``value`` as the field's type; YAML reads ``1e-3`` as text and ``10`` as a whole number, both are fine for a float."""
+    try:
+        return fitting(value, hint)
+    except TypeError as error:
+        raise UsageError(f"the settings file {path} gives {name} the value {value!r}, but it must be {error}") from error
+
+
+def fitting(value: Any, hint: Any) -> Any:
+    """``value`` as a field's type; YAML reads ``1e-3`` as text and ``10`` as a whole number, both are fine for a float.
+
+    :raises TypeError: it is of another; the message says what it must be.
+    """
     kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
     if value is None and NoneType in kinds:
         return None
     for kind in kinds:
-        if get_origin(kind) is Literal and value in get_args(kind):
+        if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
             return value
-        if kind in (bool, str) and isinstance(value, kind):
+        if kind is bool and isinstance(value, bool):
             return value
-        if kind is int and isinstance(value, int) and not isinstance(value, bool):
-            return value
-        if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        if kind is str and isinstance(value, str | PathLike):
+            return str(value)
+        if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
+        if kind is float and isinstance(value, Real | str) and not isinstance(value, bool):
             try:
                 return float(value)
             except ValueError:
                 continue
-    wanted = " or ".join(_named(kind) for kind in kinds if kind is not NoneType)
-    raise UsageError(f"the settings file {path} gives {name} the value {value!r}, but it must be {wanted}")
+    raise TypeError(" or ".join(_named(kind) for kind in kinds if kind is not NoneType))
 
 
 def _named(kind: Any) -> str:
     if get_origin(kind) is Literal:
-        return "one of " + ", ".join(map(str, get_args(kind)))
+        return "one of: " + ", ".join(map(str, get_args(kind)))
     return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, str(kind))

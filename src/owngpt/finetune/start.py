@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from owngpt.config.finetuning import FinetuneConfig, as_options
-from owngpt.config.run_record import RUN_FILE, RunRecord, check_options
+from owngpt.config.run_record import RUN_FILE, RunRecord, checked_options
 from owngpt.errors import UsageError
 from owngpt.finetune.job import Job, plan_of
 from owngpt.finetune.result import FinetunedModel
@@ -41,8 +41,7 @@ def finetune(
     began = time.monotonic() if began is None else began
     sources = [str(data)] if isinstance(data, str | Path) else [str(path) for path in data]
     checkpoint = None if resume_from is None else Path(resume_from)
-    given = as_options(options)
-    check_options(given, "finetune")
+    given = checked_options(as_options(options), "finetune")
     _check_alone()
     if resume or checkpoint:
         job = _resumed(output, checkpoint, model, sources, given, began, quiet)

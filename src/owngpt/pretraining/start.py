@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from owngpt.config.run_record import RUN_FILE, RunRecord, check_options
+from owngpt.config.run_record import RUN_FILE, RunRecord, checked_options
 from owngpt.config.training import TrainConfig
 from owngpt.data.shards import load_prepared
 from owngpt.errors import CheckpointError, DataError, OwnGPTError, UsageError
@@ -43,7 +43,7 @@ def train(
     began = time.monotonic() if began is None else began
     paths = [str(sources)] if isinstance(sources, str | Path) else [str(path) for path in sources]
     checkpoint = None if resume_from is None else Path(resume_from)
-    check_options(options, "train")
+    options = checked_options(options, "train")
     ranks = Ranks.from_environment()
     try:
         if ranks is not None and not ranks.leads:
