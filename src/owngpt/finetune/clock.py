@@ -18,11 +18,11 @@ PROBE_SHARE = 0.02
 """Of the budget, for finding out how fast this machine learns."""
 REPLAY_SHARE = 0.05
 """Of the budget, for writing text to be reminded by."""
-CHOOSE_SHARE = 0.06
+CHOOSE_SHARE = 0.07
 """Of the budget, for choosing how much of what was learned to keep."""
 SAVE_SECONDS = 6.0
 """For the adapter or model, the report and its pictures."""
-LATER = 1.4
+LATER = 1.7
 """Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer, or be written twice."""
 MOST_FOR_REFERENCE = 0.5
 """Of the time to learn in, for asking the base about the answers to compare."""
