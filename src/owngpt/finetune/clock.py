@@ -24,6 +24,8 @@ SAVE_SECONDS = 6.0
 """For the adapter or model, the report and its pictures."""
 LATER = 1.7
 """Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer, or be written twice."""
+MOST_TIMES = 3.0
+"""Times what was kept for the last measurement, where a run ends early enough."""
 MOST_FOR_REFERENCE = 0.5
 """Of the time to learn in, for asking the base about the answers to compare."""
 READING_SPEED = 2.5
@@ -70,10 +72,10 @@ class Clock:
         return self.budget - self.elapsed - SAVE_SECONDS - choice - self._later(measured)
 
     def measuring_again(self, measured: float) -> float | None:
-        """Seconds for the last measurement: as long as the first, or what is left when the run came late to its end."""
+        """Seconds for the last measurement: what is left, for answers may be written up to three times until they do not loop."""
         if self.budget is None:
             return None
-        return max(0.5, min(self._later(measured), self.budget - self.elapsed - SAVE_SECONDS / 2))
+        return max(0.5, min(MOST_TIMES * self._later(measured), self.budget - self.elapsed - SAVE_SECONDS / 2))
 
     def _later(self, measured: float) -> float:
         """Seconds kept for the last measurement; one that was slow because the machine was busy is not taken as a measure."""
