@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
+from os import PathLike
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 from owngpt.errors import UsageError
 
@@ -39,3 +43,39 @@ def one_of(name: str, value: str, choices: Sequence[str]) -> None:
     """Raise UsageError unless ``value`` is one of ``choices``."""
     if value not in choices:
         raise UsageError(f"{option(name)} is {value!r}, but must be one of: {', '.join(choices)}")
+
+
+def of_type(name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the type that a field's ``hint`` names; raise UsageError where it is of another."""
+    try:
+        return fitting(value, hint)
+    except TypeError as error:
+        raise UsageError(f"{option(name)} is {value!r:.100}, but must be {error}") from error
+
+
+def fitting(value: Any, hint: Any) -> Any:
+    """``value`` as the type that a hint names: bool, int, float, str or a Literal of texts, or one of them and None.
+
+    :raises TypeError: it is of another; the message says what it must be.
+    """
+    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
+    if value is None and NoneType in kinds:
+        return None
+    for kind in kinds:
+        if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
+            return value
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and isinstance(value, str | PathLike):
+            return str(value)
+        if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
+            return int(value)
+        if kind is float and isinstance(value, Real) and not isinstance(value, bool):
+            return float(value)
+    raise TypeError(" or ".join(_named(kind) for kind in kinds if kind is not NoneType))
+
+
+def _named(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return "one of: " + ", ".join(map(str, get_args(kind)))
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, str(kind))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from numbers import Integral, Real
-from typing import Any, Literal
+from functools import cache
+from numbers import Integral
+from typing import Any, Literal, get_type_hints
 
-from owngpt.config.checks import at_least, one_of, option, within
+from owngpt.config.checks import at_least, of_type, option, within
 from owngpt.errors import UsageError
 
 MAX_SEED = 2**63 - 1
@@ -20,14 +21,6 @@ MOST_GRAMMAR_CHARACTERS = 2**17
 """Of a schema, an expression, a grammar, or all choices together."""
 MOST_NUMBER = 2**31 - 1
 """Of tokens, or an id: what the kernels count in."""
-WHOLE_NUMBERS = (
-    "max_new_tokens", "top_k", "no_repeat_ngram_size", "num_return_sequences", "num_beams", "log_probabilities", "seed",
-)  # fmt: skip
-NUMBERS = (
-    "temperature", "top_p", "min_p", "typical_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "length_penalty",
-)  # fmt: skip
-TEXTS = ("json_schema", "regex", "grammar")
-OPTIONAL = ("log_probabilities", "seed", *TEXTS)
 CONSTRAINTS = ("json_schema", "regex", "choices", "grammar")
 """Fields that say what a text must look like; at most one is given."""
 
@@ -103,17 +96,8 @@ class GenerationConfig:
         return next((name for name in CONSTRAINTS if getattr(self, name) not in (None, ())), None)
 
     def _check_kinds(self) -> None:
-        for names, kind, said in (
-            (WHOLE_NUMBERS, Integral, "a whole number"),
-            (NUMBERS, Real, "a number"),
-            (TEXTS, str, "a text"),
-        ):
-            for name in names:
-                value = getattr(self, name)
-                if not _is(value, kind) and not (value is None and name in OPTIONAL):
-                    raise UsageError(f"{option(name)} is {value!r:.100}, but must be {said}")
-        if not isinstance(self.ignore_end, bool):
-            raise UsageError(f"{option('ignore_end')} is {self.ignore_end!r:.100}, but must be true or false")
+        for name, hint in _single_values().items():
+            object.__setattr__(self, name, of_type(name, getattr(self, name), hint))
         for name in ("max_new_tokens", "top_k", "no_repeat_ngram_size"):
             _at_most(name, getattr(self, name), MOST_NUMBER)
         for token_id in (*self.stop_token_ids, *self.logit_bias):
@@ -150,7 +134,6 @@ class GenerationConfig:
             within("logit_bias", bias, -100, 100)
 
     def _check_ends(self) -> None:
-        one_of("on_full", self.on_full, ("stop", "roll"))
         if self.on_full == "roll" and self.num_beams > 1:
             raise UsageError(
                 f"--on-full is roll and --num-beams is {self.num_beams}; beams cannot roll: use --on-full stop or --num-beams 1"
@@ -176,6 +159,13 @@ class GenerationConfig:
                 raise UsageError(f"{option(name)} is empty; leave it out or say what the text must look like")
 
 
+@cache
+def _single_values() -> dict[str, Any]:
+    """Types of the fields that are no collections."""
+    several = ("stop", "stop_token_ids", "choices", "logit_bias")
+    return {name: hint for name, hint in get_type_hints(GenerationConfig).items() if name not in several}
+
+
 def _biases(biases: Mapping[Any, float]) -> dict[int, float]:
     """Ids as numbers: in JSON, keys are texts."""
     try:
@@ -186,14 +176,10 @@ def _biases(biases: Mapping[Any, float]) -> dict[int, float]:
         raise UsageError(f"--logit-bias must give a number for each token id; this does not: {biases!r:.100}") from error
 
 
-def _is(value: object, kind: type) -> bool:
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 def _several(name: str, given: Any, kind: type, unit: str) -> tuple[Any, ...]:
     """One or more of a kind, as they may be given."""
     values = (given,) if isinstance(given, str) else tuple(given) if isinstance(given, Iterable) else ()
-    if not all(_is(value, kind) for value in values) or not isinstance(given, Iterable):
+    if not all(isinstance(value, kind) and not isinstance(value, bool) for value in values) or not isinstance(given, Iterable):
         raise UsageError(f"{option(name)} is {given!r:.100}, but must be {unit}")
     return values
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
 from owngpt.config import finetuning
+from owngpt.config.checks import of_type, option
 from owngpt.config.files import atomic_write_text
 from owngpt.config.finetuning import FinetuneConfig
-from owngpt.config.settings_file import fitted, fitting, load_settings
+from owngpt.config.settings_file import fitted, load_settings
 from owngpt.config.training import DEFAULT_MINUTES, DIALS, OF_A_MODEL, TrainConfig
 from owngpt.errors import CheckpointError, UsageError
 
@@ -171,16 +172,10 @@ def checked_options(options: dict[str, Any], verb: Verb) -> dict[str, Any]:
     :raises UsageError: one is not among the settings of such a run, or is of another type; the message says what it must be.
     """
     hints = get_type_hints(SETTINGS[verb])
-    checked: dict[str, Any] = {}
-    for name, value in options.items():
-        option = f"--{name.replace('_', '-')}"
-        if name not in hints:
-            raise UsageError(f"{option} is unknown; the options of `owngpt {verb}` are {', '.join(hints)}")
-        try:
-            checked[name] = fitting(value, hints[name])
-        except TypeError as error:
-            raise UsageError(f"{option} is {value!r}, but must be {error}") from error
-    return checked
+    unknown = [name for name in options if name not in hints]
+    if unknown:
+        raise UsageError(f"{option(unknown[0])} is unknown; the options of `owngpt {verb}` are {', '.join(hints)}")
+    return {name: of_type(name, value, hints[name]) for name, value in options.items()}
 
 
 def is_run(values: dict[Any, Any]) -> bool:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from numbers import Integral, Real
-from os import PathLike
 from pathlib import Path
-from types import NoneType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
+from owngpt.config.checks import fitting
 from owngpt.errors import UsageError
 
 MAX_BYTES = 1_000_000
@@ -65,38 +63,15 @@ def _load(path: Path) -> Any:
 
 
 def _fitted(path: Path, name: str, value: Any, hint: Any) -> Any:
+    """``value`` as the field's type; YAML reads ``1e-3`` as text, which is fine for a number."""
     try:
-        return fitting(value, hint)
+        return fitting(_as_number(value) if float in (hint, *get_args(hint)) else value, hint)
     except TypeError as error:
         raise UsageError(f"the settings file {path} gives {name} the value {value!r}, but it must be {error}") from error
 
 
-def fitting(value: Any, hint: Any) -> Any:
-    """``value`` as a field's type; YAML reads ``1e-3`` as text and ``10`` as a whole number, both are fine for a float.
-
-    :raises TypeError: it is of another; the message says what it must be.
-    """
-    kinds = get_args(hint) if NoneType in get_args(hint) else (hint,)
-    if value is None and NoneType in kinds:
-        return None
-    for kind in kinds:
-        if get_origin(kind) is Literal and isinstance(value, str) and value in get_args(kind):
-            return value
-        if kind is bool and isinstance(value, bool):
-            return value
-        if kind is str and isinstance(value, str | PathLike):
-            return str(value)
-        if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
-            return int(value)
-        if kind is float and isinstance(value, Real | str) and not isinstance(value, bool):
-            try:
-                return float(value)
-            except ValueError:
-                continue
-    raise TypeError(" or ".join(_named(kind) for kind in kinds if kind is not NoneType))
-
-
-def _named(kind: Any) -> str:
-    if get_origin(kind) is Literal:
-        return "one of: " + ", ".join(map(str, get_args(kind)))
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}.get(kind, str(kind))
+def _as_number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
