@@ -6,7 +6,6 @@ a wheel that fits every machine, set OWNGPT_KERNELS=off when building it.
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -14,12 +13,11 @@ from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 
 SOURCE = Path(__file__).parent / "src"
+sys.path.insert(0, str(SOURCE))
+
+from owngpt.kernels import build  # noqa: E402  it needs nothing that is not there yet
+
 KERNELS = Path("owngpt", "kernels", "compiled")
-
-
-def wanted() -> bool:
-    """Whether kernels are to be compiled: where they run, unless the person said no."""
-    return sys.platform == "linux" and os.environ.get("OWNGPT_KERNELS", "").lower() not in ("0", "off", "none")
 
 
 class BuildWithKernels(build_py):
@@ -27,26 +25,20 @@ class BuildWithKernels(build_py):
 
     def run(self) -> None:
         super().run()
-        if not wanted():
-            return
-        sys.path.insert(0, str(SOURCE))
+        root = SOURCE if self.editable_mode else Path(self.build_lib)
         try:
-            from owngpt.kernels import build
-
-            root = SOURCE if self.editable_mode else Path(self.build_lib)
             done = build.install(root / KERNELS)
-            print(f"kernels compiled: {', '.join(done) or 'none; the first use says why'}")
-        except (ImportError, OSError) as error:  # an installation without kernels is better than none
+        except OSError as error:  # an installation without kernels is better than none
             print(f"kernels were not compiled: {error}; the first use tries again")
-        finally:
-            sys.path.remove(str(SOURCE))
+        else:
+            print(f"kernels compiled: {', '.join(done) or 'none; the first use says why'}")
 
 
 class DistributionWithKernels(Distribution):
     """A wheel with machine code in it belongs to one platform."""
 
     def has_ext_modules(self) -> bool:
-        return wanted()
+        return build.hindrance() is None
 
 
 setup(cmdclass={"build_py": BuildWithKernels}, distclass=DistributionWithKernels)

@@ -15,7 +15,7 @@ from owngpt.errors import UsageError
 from owngpt.families import family_named
 from owngpt.finetune.adapter.lora import LoraSettings, attach
 from owngpt.finetune.start import finetune
-from owngpt.finetune.strength import PART, WEAKEST, Tried, choose, chosen
+from owngpt.finetune.strength import PART, WEAKEST, Losses, choose, chosen
 from owngpt.formats.folder import load_model
 from owngpt.formats.locate import locate
 from owngpt.formats.peft import load_adapter
@@ -27,9 +27,9 @@ IDS = torch.arange(2, 22)[None]
 def forgets(rise: float, *, best: float = 1.0, loss: float = 3.0):
     """A model whose general text suffers with the square of the strength, and whose held-out loss is least at ``best``."""
 
-    def at(strength: float) -> Tried:
+    def at(strength: float) -> Losses:
         drop = (4.0 - loss) / best**2
-        return Tried(strength, loss + drop * (strength - best) ** 2, 20.0 * math.exp(math.log1p(rise) * strength**2))
+        return Losses(loss + drop * (strength - best) ** 2, 20.0 * math.exp(math.log1p(rise) * strength**2))
 
     return at
 
@@ -43,9 +43,9 @@ def forgets(rise: float, *, best: float = 1.0, loss: float = 3.0):
         (forgets(0.0, best=0.75), 0.75),
         (forgets(0.015, best=0.75), 0.75),
         (forgets(0.5), 0.69),
-        (lambda s: Tried(s, 4.0 - s, 20.0 * (1 + 0.2 * s)), 0.9),
-        (lambda s: Tried(s, 4.0 + s, 20.0), WEAKEST),
-        (lambda s: Tried(s, 3.0, math.nan if s else 20.0), 1.0),
+        (lambda s: Losses(4.0 - s, 20.0 * (1 + 0.2 * s)), 0.9),
+        (lambda s: Losses(4.0 + s, 20.0), WEAKEST),
+        (lambda s: Losses(3.0, math.nan if s else 20.0), 1.0),
     ],
     ids=[
         "nothing forgotten", "little", "more", "too strong", "too strong and forgetful", "very much", "held-out examples need it",

@@ -10,8 +10,8 @@ import pytest
 
 from owngpt.kernels import build
 
-hindrance = build._hindrance() or (None if build.compiler() else "no C compiler on this machine")
-needs_compiler = pytest.mark.skipif(hindrance is not None, reason=str(hindrance))
+missing = build.hindrance() or (None if build.compiler() else "no C compiler on this machine")
+needs_compiler = pytest.mark.skipif(missing is not None, reason=str(missing))
 
 
 def load_in_new_process(installed: Path, **environment: str) -> str:

@@ -37,8 +37,8 @@ from owngpt.finetune.planner import (
 from owngpt.finetune.rehearsal.replay import replay_store
 from owngpt.finetune.report.forgetting import GeneralLanguage, known_languages
 from owngpt.finetune.report.measure import Measurement, measure
+from owngpt.finetune.report.penalty import PENALTIES
 from owngpt.finetune.report.write import Report, write_report
-from owngpt.finetune.report.written import PENALTIES
 from owngpt.finetune.result import FinetunedModel
 from owngpt.finetune.sequences.batches import ReplaySource
 from owngpt.finetune.sequences.store import ExampleStore
@@ -154,7 +154,7 @@ class Job:
         feed, config = Feed(material, self.settings.seed), self.base.config
         stats = material.train.stats
         facts = Facts(feed.examples, stats.tokens, stats.longest, len(material.examples))
-        recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.classes)
+        recipe = make_recipe(self.settings, config, material.method, facts, dtype=self._dtype(), labels=material.classes)
         trainee = Trainee.of(network, self.base, recipe)
         speed, seconds = math.nan, None
         if self.clock.budget is not None:

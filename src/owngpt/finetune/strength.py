@@ -1,7 +1,8 @@
 """How much of what was learned an adapter keeps: a little less forgets far less, and answers as well.
 
 On the way from the base to the end of a run, the loss of held-out examples is flat near the end, while general text is lost with
-the square of the distance; the best model lies before the end (WiSE-FT, arXiv 2109.01903). So a few strengths are tried.
+the square of the distance; the best model lies before the end (WiSE-FT, arXiv 2109.01903). So nothing,
+a part and all of it are measured, and the best share is read off the parabolas through them.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 from owngpt.evaluate.windows import IGNORED
 from owngpt.finetune.adapter.lora import Lora
@@ -30,10 +30,9 @@ MOST_TOKENS = 4_000
 
 
 @dataclass(frozen=True)
-class Tried:
-    """A model at one strength."""
+class Losses:
+    """Of a model at one strength."""
 
-    strength: float
     held_out: float
     """Mean loss of a held-out token, in nats."""
     general: float
@@ -78,24 +77,24 @@ def choose(lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, languages: 
         return AS_LEARNED
     learned, was_training = lora.state(), lora.model.training
 
-    def tried(strength: float) -> Tried:
+    def losses() -> Losses:
         nats = sum(nats for _, nats in window_nats(lora.model, windows, None))
         targets = sum(target != IGNORED for window in windows for target in window.targets)
-        return Tried(strength, nats / max(1, targets), perplexity(some_general(lora.model, tokenizer, languages)))
+        return Losses(nats / max(1, targets), perplexity(some_general(lora.model, tokenizer, languages)))
 
     lora.model.eval()
     try:
         with lora.off():
-            base = tried(0.0)
-        full = tried(1.0)
+            base = losses()
+        full = losses()
         lora.weaken(PART)
-        return chosen(base, tried(PART), full)
+        return chosen(base, losses(), full)
     finally:
         lora.load_state(learned)
         lora.model.train(was_training)
 
 
-def chosen(base: Tried, part: Tried, full: Tried) -> Strength:
+def chosen(base: Losses, part: Losses, full: Losses) -> Strength:
     """The least held-out loss where general text is kept; no less, however, than held-out examples need.
 
     :param base: the model without its adapter, with a part of it, and with all.
@@ -117,13 +116,14 @@ def chosen(base: Tried, part: Tried, full: Tried) -> Strength:
     )
 
 
-def _forgotten(now: Tried, base: Tried) -> float:
+def _forgotten(now: Losses, base: Losses) -> float:
     """Nats a token of general text costs more; not-a-number where the model says nothing any more."""
     return math.log(now.general / base.general) if math.isfinite(now.general) else math.nan
 
 
 def _some(store: ExampleStore) -> list[int]:
     """Examples of :data:`MOST_TOKENS` in all, at least one of them, evenly from the whole of the store."""
-    mean = max(1.0, sum(map(int, islice(store.lengths, 1_000))) / max(1, min(len(store), 1_000)))
-    count = min(len(store), max(1, round(MOST_TOKENS / mean)))
-    return [index * len(store) // count for index in range(count)] if len(store) else []
+    if not len(store):
+        return []
+    count = min(len(store), max(1, round(MOST_TOKENS / store.lengths.mean())))
+    return [index * len(store) // count for index in range(count)]

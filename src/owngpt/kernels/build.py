@@ -89,7 +89,7 @@ def fingerprint(name: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _hindrance() -> str | None:
+def hindrance() -> str | None:
     """Why there are no kernels here whatever the compiler, or None."""
     if os.environ.get("OWNGPT_KERNELS", "").lower() in ("0", "off", "none"):
         return "switched off by OWNGPT_KERNELS"
@@ -114,7 +114,7 @@ def install(folder: Path) -> list[str]:
     Returns the names of the libraries that are there. A library that cannot be compiled is left to the first use, which says why.
     """
     command = compiler()
-    if _hindrance() is not None or command is None:
+    if hindrance() is not None or command is None:
         return []
     folder.mkdir(parents=True, exist_ok=True)
     targets = {name: folder / _file(name) for name in LIBRARIES}
@@ -149,7 +149,7 @@ def start(name: str) -> None:
     Whoever calls this before importing torch has both done at the same time.
     """
     command = compiler()
-    if name in _started or _hindrance() is not None or command is None:
+    if name in _started or hindrance() is not None or command is None:
         return
     with suppress(OSError):
         target = _target(name)
@@ -183,8 +183,8 @@ def load(name: str) -> tuple[ctypes.CDLL | None, str]:
 
     torch must be imported first: both then share one OpenMP runtime.
     """
-    if (hindrance := _hindrance()) is not None:
-        return None, hindrance
+    if (why := hindrance()) is not None:
+        return None, why
     try:
         target, command = _target(name), compiler()
         if not target.exists():

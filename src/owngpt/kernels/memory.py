@@ -22,6 +22,11 @@ LARGEST_KEPT = 32 * 1024 * 1024
 """Bytes of one block; mallopt(3) allows no more."""
 MOST_KEPT = 1024 * 1024 * 1024
 """Free bytes at the end of the heap from which on some are given back."""
+HUGE_PAGE = 2 * 1024 * 1024
+REGION = 64 * 1024 * 1024
+"""Bytes asked of the system at a time; what is never written to takes no memory."""
+LINE = 64
+"""Bytes of a line of the processor's caches."""
 
 
 @cache
@@ -40,12 +45,6 @@ def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.zeros(shape, dtype=dtype)
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, **private), dtype=dtype, count=count).view(shape)
-
-
-HUGE_PAGE = 2 * 1024 * 1024
-REGION = 64 * 1024 * 1024
-"""Bytes asked of the system at a time; what is never written to takes no memory."""
-LINE = 64
 
 
 class HugePages:

@@ -25,6 +25,8 @@ OVERFIT_RISE = 0.03
 MOST_LOST = 0.05
 """Share of the examples that were too long."""
 FEW_STEPS = 10
+LEAST_QUARTER = 3
+"""Steps of a quarter of a run, below which its mean says nothing of a trend."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def _diverging(records: Sequence[Mapping[str, Any]], training: Sequence[Mapping[
             "learning rate too high", f"{len(bad)} steps were not taken because the loss or the gradient jumped{rate}.",
             f"Use a lower learning rate{lower}.",
         )  # fmt: skip
-    elif quarter and fmean(losses[-quarter:]) > 1.02 * fmean(losses[:quarter]):
+    elif quarter >= LEAST_QUARTER and fmean(losses[-quarter:]) > 1.02 * fmean(losses[:quarter]):
         yield Concern(
             "learning rate too high",
             f"The training loss rose from {fmean(losses[:quarter]):.3f} to {fmean(losses[-quarter:]):.3f}{rate}.",

@@ -23,7 +23,7 @@ from owngpt.finetune.report.forgetting import GeneralLoss, general_losses
 from owngpt.finetune.report.kinds import kind_of
 from owngpt.finetune.report.labels import Guess
 from owngpt.finetune.report.losses import SequenceLoss, window_nats, window_of
-from owngpt.finetune.report.written import write_answers
+from owngpt.finetune.report.penalty import write_answers
 from owngpt.finetune.sequences.batches import padding_of
 from owngpt.finetune.sequences.encoded import Encoded
 from owngpt.model.gpt import GPT

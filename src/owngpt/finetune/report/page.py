@@ -171,19 +171,18 @@ def _method(before: Measurement, after: Measurement, shared: int) -> str:
     return (
         f"{before.examples:,} held-out examples {learned}. Both measurements are of the same examples and compared "
         f"on what both had time for. Answers are the likeliest ones, at most {after.answer_limit} tokens long"
-        f"{_with_penalty(after)}. The general text is built into OwnGPT. "
+        f"{_with_penalty(before, after)}. The general text is built into OwnGPT. "
         f"Measuring took {before.seconds:.1f} s before and {after.seconds:.1f} s after. "
         "All numbers and answers are in `report.json`."
     )
 
 
-def _with_penalty(after: Measurement) -> str:
+def _with_penalty(before: Measurement, after: Measurement) -> str:
     """How the answers after were kept from looping, and that whoever serves them does the same."""
-    if after.penalty == 1.0:
+    if after.penalty == before.penalty or after.looped is None:
         return ""
-    looped = "" if after.looped is None else f", without which {after.looped:.0%} of the answers afterwards looped"
     return (
-        f"; those after with a repetition penalty of {after.penalty:g}{looped} "
+        f"; those after with a repetition penalty of {after.penalty:g}, without which {after.looped:.0%} of them looped "
         "(it is in `generation_config.json`, and `owngpt chat` and `generate` use it unless told otherwise)"
     )
 

@@ -8,7 +8,7 @@ import torch
 from tiny_report import PlainRenderer, completions, network, tokenizer
 
 from owngpt.finetune.report.answers import question_of
-from owngpt.finetune.report.written import PENALTIES, write_answers
+from owngpt.finetune.report.penalty import PENALTIES, write_answers
 
 WORDS = tokenizer()
 

@@ -1,4 +1,4 @@
-"""Answers written with as small a penalty on repetition as keeps them from looping, which is then recommended for serving."""
+"""The penalty on repetition: as small a one as keeps a model's answers from looping, recommended to whoever serves it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from owngpt.text.tokenizer import Tokenizer
 
 PENALTIES = (1.0, 1.05, 1.1)
 """Small models loop when they always take the likeliest token; more than these makes them avoid the words that they need."""
-MOST_LOOPS = 0.02
+TOLERATED = 0.02
 """Share of the answers that may loop before a greater penalty is tried."""
 
 
@@ -41,7 +41,7 @@ def write_answers(
     )
     for penalty in penalties[1:]:
         is_late = deadline is not None and time.monotonic() >= deadline
-        if is_late or _looping(best.answers) <= MOST_LOOPS:
+        if is_late or _looping(best.answers) <= TOLERATED:
             break
         answers = answer(
             network, tokenizer, questions[: len(first.answers)], limit=limit, deadline=deadline, most=most, penalty=penalty
