@@ -7,7 +7,7 @@ is added for that belongs to segments of its own whose keys and values go to blo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from owngpt.engine.adapters import Span, spans_of
 from owngpt.engine.paged import Segment
@@ -19,8 +19,7 @@ ROWS = (1, 2, 3, 4, 8)
 TILE = 16
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """The next tokens of one sequence."""
 
     token_ids: Sequence[int]
@@ -34,8 +33,7 @@ class Part:
     """Name of a loaded adapter."""
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """What a tape is recorded for."""
 
     tokens: int
@@ -45,8 +43,7 @@ class Shape:
     spans: tuple[Span, ...]
 
 
-@dataclass(frozen=True)
-class Layout:
+class Layout(NamedTuple):
     """One call."""
 
     shape: Shape
@@ -63,7 +60,7 @@ def arrange(parts: Sequence[Part]) -> Layout:
     segments: list[Segment] = []
     groups: list[tuple[str | None, int]] = []
     ends: dict[int, int] = {}
-    for adapter in dict.fromkeys(part.adapter for part in sorted(parts, key=lambda part: part.adapter or "")):
+    for adapter in sorted({part.adapter for part in parts}, key=lambda name: name or ""):
         start = len(token_ids)
         for index, part in enumerate(parts):
             if part.adapter == adapter:

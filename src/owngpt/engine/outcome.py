@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -29,8 +28,12 @@ class Outcome:
     @property
     def first_rows(self) -> dict[Task, int]:
         """Of the texts whose next token can be chosen: where their logits begin."""
-        ends = accumulate(work.rows for work in self.done)
-        return {work.task: end - work.rows for work, end in zip(self.done, ends, strict=True) if work.complete}
+        found, row = {}, 0
+        for work in self.done:
+            if rows := work.rows:
+                found[work.task] = row
+                row += rows
+        return found
 
 
 def run(runner: Runner, plan: Sequence[Work]) -> Outcome:

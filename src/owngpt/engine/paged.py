@@ -64,12 +64,13 @@ class PagedContext:
         self._positions = torch.zeros(1, tokens, dtype=torch.int32)
         self._segments = torch.zeros(segments, 4, dtype=torch.int32)
         self._tables = torch.zeros(segments * table, dtype=torch.int32)
+        # Through numpy, which writes a few numbers several times faster than torch does.
+        self._written = self._segments.numpy(), self._positions.numpy()[0], self._tables.numpy()
 
     def fill(self, segments: Sequence[Segment]) -> None:
         """Say what the next run of the tape is about."""
         row = 0
-        # Through numpy, which writes a few numbers several times faster than torch does.
-        records, positions, tables = self._segments.numpy(), self._positions.numpy()[0], self._tables.numpy()
+        records, positions, tables = self._written
         for index, segment in enumerate(segments):
             place, count = index * self._table, segment.count
             records[index] = row, count, segment.before, place

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from owngpt.engine.adapters import packed_bank
-from owngpt.engine.layout import Part, Shape, arrange
+from owngpt.engine.layout import Layout, Part, Shape, arrange
 from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory
 from owngpt.formats.peft import Adapter
 from owngpt.kernels.tape import BufferPool, Tape, can_record
@@ -69,12 +69,26 @@ class _Call:
         self.context = PagedContext(model.config, runner.memory, shape.tokens, shape.segments, runner.table)
         self.token_ids = torch.zeros(1, shape.tokens, dtype=torch.int64)
         self.rows = torch.zeros(shape.rows, dtype=torch.int32)
+        self.all_rows = list(range(shape.rows))
+        # Through numpy, which writes a few numbers several times faster than torch does.
+        self._written = self.token_ids.numpy()[0], self.rows.numpy()
         self.tape = Tape(runner.pool)
         self.logits = torch.empty(0)
         with runner.adapters.use(shape.spans), self.tape.record(guarded=guarded):
             hidden = model(self.token_ids, self.context)
             if shape.rows:
                 self._record_head(model, hidden, shape)
+
+    def fill(self, layout: Layout) -> list[int]:
+        """Say what the next run is about. :returns: the rows of :attr:`logits` that are wanted."""
+        ids, rows = self._written
+        ids[:] = layout.token_ids
+        self.context.fill(layout.segments)
+        if len(rows) == len(ids):
+            return layout.wanted
+        count = len(layout.wanted)
+        rows[:count] = layout.wanted
+        return self.all_rows[:count]
 
     def _record_head(self, model: GPT, hidden: Tensor, shape: Shape) -> None:
         width = hidden.shape[-1]
@@ -102,6 +116,7 @@ class PackedRunner:
         self.pool = BufferPool()
         self._calls: OrderedDict[Shape, _Call] = OrderedDict()
         self.adapters = packed_bank(model)
+        self._bias = None if model.head_bias is None else model.head_bias.detach().float()
         for tables in (model.rotary, model.local_rotary):
             tables.reach(model.config.context_length, torch.device("cpu"))
 
@@ -115,17 +130,10 @@ class PackedRunner:
         layout = arrange(parts)
         with self.adapters.lock:
             call = self._call(layout.shape)
-            call.token_ids.copy_(torch.tensor([layout.token_ids]))
-            call.context.fill(layout.segments)
-            if layout.shape.rows and layout.shape.rows != layout.shape.tokens:
-                call.rows[: len(layout.wanted)] = torch.tensor(layout.wanted, dtype=torch.int32)
-                wanted = list(range(len(layout.wanted)))
-            else:
-                wanted = layout.wanted
+            wanted = call.fill(layout)
             call.tape.run()
-        logits = call.logits if wanted == list(range(len(call.logits))) else call.logits[wanted]
-        bias = self.model.head_bias
-        return logits if bias is None else logits + bias.float()
+        logits = call.logits if wanted == call.all_rows else call.logits[wanted]
+        return logits if self._bias is None else logits + self._bias
 
     def copy_block(self, source: int, target: int) -> None:
         """See :class:`Runner`."""

@@ -201,15 +201,16 @@ def pick(logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequen
     """
     if not samplers:
         return []
-    logits = logits[:, : samplers[0].vocabulary]
+    if logits.shape[1] != samplers[0].vocabulary:
+        logits = logits[:, : samplers[0].vocabulary]
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     rows = list(logits)
     errors = process(rows, samplers, token_ids)
-    settings = np.array([(*one.settings, 0.0) for one in samplers])
-    for row, one in enumerate(samplers):
-        if one.config.temperature:
-            settings[row, 5] = one.point(len(token_ids[row]))
+    settings = [
+        (*one.settings, one.point(len(ids)) if one.config.temperature else 0.0)
+        for one, ids in zip(samplers, token_ids, strict=True)
+    ]
     chosen = _whole(logits, rows, settings, sampling.choose(rows, settings), samplers, token_ids)
     scores = _scores(logits, samplers, chosen)
     choices: list[Choice | OwnGPTError] = []
@@ -227,7 +228,7 @@ def pick(logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequen
 def _whole(
     logits: Tensor,
     rows: Sequence[Tensor],
-    settings: NDArray[np.float64],
+    settings: Sequence[Sequence[float]],
     chosen: list[int],
     samplers: Sequence[Sampler],
     token_ids: Sequence[Sequence[int]],
@@ -245,11 +246,11 @@ def _whole(
         return chosen
     again = []
     for row in broken:
-        settings[row, 5] = samplers[row].point(len(token_ids[row]), attempt=1)
         kept = without_broken(rows[row], samplers[row], token_ids[row])
         # Where n-grams or biases leave nothing but broken characters, they give way.
         again.append(kept if kept.isfinite().any() else without_broken(logits[row], samplers[row], token_ids[row]))
-    for row, token_id in zip(broken, sampling.choose(again, settings[broken]), strict=True):
+    redrawn = [(*settings[row][:-1], samplers[row].point(len(token_ids[row]), attempt=1)) for row in broken]
+    for row, token_id in zip(broken, sampling.choose(again, redrawn), strict=True):
         chosen[row] = token_id
     return chosen
 

@@ -136,12 +136,16 @@ class Scheduler:
 
     def _plan(self) -> list[Work]:
         writers = [task for task in self.running if task.left == 1]
+        preemptions = self.preemptions
         plan: list[Work] = []
-        for task in writers:
-            if task in self.running and self._make_room(task, 1):  # making room for one may have stopped a later one
+        for task in writers:  # making room for one may have stopped a later one
+            if (preemptions == self.preemptions or task in self.running) and self._make_room(task, 1):
                 plan.append(Work(task, 1))
-        plan = [work for work in plan if work.task in self.running]
+        if preemptions != self.preemptions:
+            plan = [work for work in plan if work.task in self.running]
         unwritten = len(self.waiting) + len(self.running) - len(writers)
+        if not unwritten:
+            return plan
         budget = self._pace.budget(len(plan), unwritten)
         for task in [task for task in self.running if task.left > 1]:
             if task in self.running:
