@@ -60,7 +60,7 @@ def main() -> None:
     report = Report(options.json)
     try:
         if set(parts) - {"quality"}:
-            report.add("speed", _speed(options, [part for part in parts if part != "quality"]))
+            report.add("speed", _speed(options, [part for part in parts if part != "quality"], report))
         if "quality" in parts:
             report.add("quality", _quality(options))
     except OwnGPTError as error:
@@ -70,10 +70,10 @@ def main() -> None:
         raise SystemExit(130) from None
 
 
-def _speed(options: argparse.Namespace, parts: list[str]) -> dict[str, Any]:
+def _speed(options: argparse.Namespace, parts: list[str], report: Report) -> dict[str, Any]:
     result = bench(
         options.model, vs=options.vs, weights=options.weights, parts=parts, rounds=options.rounds, batches=options.batches,
-        quick=options.quick, llama_server=options.llama_server, say=_say,
+        quick=options.quick, llama_server=options.llama_server, say=_say, keep=lambda result: report.add("speed", result),
     )  # fmt: skip
     for name, info in result["sides"].items():
         console.print(f"[bold]{name}:[/] {info.get('version', 'did not run')}; {info.get('settings', '')}", highlight=False)

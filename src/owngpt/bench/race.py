@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,20 +45,18 @@ class Race:
         self._first = self._prompts.take(min(FIRST_PROMPT, self.sizes.prefill))
         self._rivals: list[Rival] = []
 
-    def run(self, parts: Sequence[str]) -> dict[str, Any]:
-        """Part → what was measured: of decode and loads a dictionary by batch or load, of others directly."""
-        found: dict[str, Any] = {}
+    def run(self, parts: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Each part and what was found, as soon as it is: of decode and loads a dictionary by batch or load."""
         if "start" in parts:
-            found["start"] = self._start()
+            yield "start", self._start()
         if set(parts) - {"start", "memory"}:
             with ExitStack() as stack:
                 self._rivals = [rival for spec in self.specs if (rival := self._open(spec, stack)) is not None]
-                found |= {
-                    part: getattr(self, f"_{part}")() for part in PARTS if part in parts and part not in ("start", "memory")
-                }
+                for part in PARTS:
+                    if part in parts and part not in ("start", "memory"):
+                        yield part, getattr(self, f"_{part}")()
         if "memory" in parts:
-            found["memory"] = self._memory()
-        return found
+            yield "memory", self._memory()
 
     def _open(self, spec: SideSpec, stack: ExitStack) -> Rival | None:
         self.say(f"{spec.name}: opening" + (" and tuning" if self.tuned else ""))

@@ -39,6 +39,7 @@ def bench(
     quick: bool = False,
     llama_server: str | None = None,
     say: Callable[[str], None] = lambda _: None,
+    keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
     """Measure a model in our engine and in others.
 
@@ -52,6 +53,7 @@ def bench(
     :param quick: small sizes and one round: shows that everything runs.
     :param llama_server: a build of llama.cpp's server to run instead of the wheel's.
     :param say: told what is going on.
+    :param keep: given the result so far after each part, so that a race that is cut short loses no more than one.
     :returns: plain values: ``parts`` has medians, ranges and every value.
     :raises UsageError: an unknown peer, kind of weights or part; or rounds out of range.
     """
@@ -80,9 +82,12 @@ def bench(
         for specs in _groups(path, Path(folder), _blank(path, sizes), present, weights, llama_server, quick, say):
             result["read_bandwidth"].append(read_bandwidth(0.3 if quick else 2.0))
             race = Race(specs, sizes, config.vocab_size, rounds, say, tuned=not quick)
-            _merge(result["parts"], race.run(parts))
-            result["sides"] |= {spec.name: {**spec.to_dict(), **race.infos.get(spec.name, {})} for spec in specs}
-            result["failures"] += race.failures
+            failures = list(result["failures"])
+            for part, found in race.run(parts):
+                _merge(result["parts"], {part: found})
+                result["sides"] |= {spec.name: {**spec.to_dict(), **race.infos.get(spec.name, {})} for spec in specs}
+                result["failures"] = failures + race.failures
+                keep(result)
     return result
 
 
