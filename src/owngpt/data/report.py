@@ -102,7 +102,9 @@ class DataReport:
             f"Languages   {_shares(self.languages)}",
             f"Encodings   {_shares({name: count for name, count in self.encodings.items() if name != 'undecodable'})}",
         ]
-        result += _counted("Repaired", self.repaired) + _counted("Masked", self.masked)
+        repaired = {name.removeprefix("repaired ").removesuffix("s"): count for name, count in self.repaired.items()}
+        result += _listed("Repaired", [_number(count, name) for name, count in repaired.items() if count])
+        result += _listed("Masked", [f"{count:,} {name}" for name, count in self.masked.items() if count])
         if self.repeated_validation_bytes:
             result.append(f"Held out    {in_bytes(self.repeated_validation_bytes)} dropped: the training text holds them too")
         for reason, removed in self.removed.items():
@@ -164,8 +166,7 @@ def _shares(counts: dict[str, int]) -> str:
     return ", ".join(f"{name} {share:.1f}%" if share >= 0.05 else f"{name} <0.1%" for name, share in shares) or "none"
 
 
-def _counted(title: str, counts: dict[str, int]) -> list[str]:
-    named = [f"{count:,} {name}" for name, count in counts.items() if count]
+def _listed(title: str, named: list[str]) -> list[str]:
     return [f"{title:<12}{', '.join(named)}"] if named else []
 
 
