@@ -85,6 +85,9 @@ class TransformersPEFT:
         tokenizer = AutoTokenizer.from_pretrained(self.spec.path)
         encoded = [peft_tuning.answered(tokenizer, chat) for pair in pairs for chat in pair]
         rows = Rows.of(encoded)
+        # transformers leaves out what the padding token's own embedding learns, and SmolLM2 pads with the token that ends a turn:
+        # each such token that is read has a gradient by the formula. (Rows are filled up with tokens that nothing attends to.)
+        self.model.get_input_embeddings().padding_idx = None
         with torch.no_grad():
             before = _log_probabilities(AutoModelForCausalLM.from_pretrained(reference, dtype=self.model.dtype), rows)
         after = _log_probabilities(self.model, rows)

@@ -440,7 +440,8 @@ def _sampling_defaults(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _end_ids(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> frozenset[int]:
-    """Tokens that end a text: the tokenizer's, and those of the folder."""
+    """Tokens that end a text: the tokenizer's, and those of the folder, as far as there are such tokens."""
     named = settings.get("eos_token_id")
     ids = named if isinstance(named, list) else [] if named is None else [named]
-    return tokenizer.stop_ids | {token_id for token_id in ids if isinstance(token_id, int)}
+    vocabulary = tokenizer.vocab_size
+    return tokenizer.stop_ids | {token_id for token_id in ids if isinstance(token_id, int) and 0 <= token_id < vocabulary}

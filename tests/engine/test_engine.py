@@ -314,3 +314,5 @@ def test_what_can_never_fit_is_refused_at_once(tokenizer: Tokenizer) -> None:
             engine.submit(Request(tuple([20] * 90), GREEDY))
         with pytest.raises(UsageError, match="outside the vocabulary"):
             engine.submit(Request((tokenizer.vocab_size,), GREEDY))
+        with pytest.raises(UsageError, match="token id 9999 in end_ids is outside the vocabulary"):
+            engine.submit(Request((20,), GREEDY, end_ids=frozenset({9999})))

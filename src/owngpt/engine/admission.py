@@ -28,9 +28,10 @@ def checked_prompt(request: Request, tokenizer: Tokenizer, context_length: int, 
             "shorten the prompt"
         )
     vocabulary = tokenizer.vocab_size
-    wrong = next((token_id for token_id in prompt if not 0 <= token_id < vocabulary), None)
-    if wrong is not None:
-        raise UsageError(f"token id {wrong} of the prompt is outside the vocabulary, 0 to {vocabulary - 1}")
+    for what, ids in (("of the prompt", prompt), ("in end_ids", request.end_ids or ())):
+        wrong = next((token_id for token_id in ids if not 0 <= token_id < vocabulary), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} {what} is outside the vocabulary, 0 to {vocabulary - 1}")
     _check_roll(request, context_length)
     _check_memory(request, len(prompt), context_length, scheduler)
     return prompt
