@@ -75,6 +75,8 @@ def arrange(parts: Sequence[Part]) -> Layout:
     rows = min(rounded(len(wanted)), len(token_ids))
     if decoding and wanted:  # nearly all rows: no gathering
         rows = len(token_ids)
+    if not decoding:  # empty ones cost nothing, and one tape serves them all; with fewer than tokens it is none of single tokens
+        segments += [Segment(0, 0, ())] * (min(rounded(len(segments)), len(token_ids) - 1) - len(segments))
     spans = spans_of([adapter for adapter, _ in groups], [count for _, count in groups])
     return Layout(Shape(len(token_ids), len(segments), rows, tuple(spans)), token_ids, segments, wanted)
 
