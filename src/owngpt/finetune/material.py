@@ -144,12 +144,18 @@ def prepare(
     renderer.tokenizer.save(make_folder(folder / TOKENIZER))
     write_examples(folder / HELD_OUT, kept)
     facts = {
-        "sentence": examples.sentence(), "sources": list(sources), "labels": list(labels), "method": method, "notes": notes,
+        "sentence": examples.sentence(), "sources": list(map(_named, sources)), "labels": list(labels), "method": method,
+        "notes": notes,
         "train": store.stats.to_dict(), "held_out": scored_stats.to_dict(), "shared_prompts": shared,
         "examples": examples.to_dict(),
     }  # fmt: skip
     atomic_write_text(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False, default=str))
     return Material(method, renderer.tokenizer, renderer, store, scored, kept, labels, facts)
+
+
+def _named(source: str) -> str:
+    """A file or folder by its name alone: reports are passed on, and where somebody keeps things is nobody's business."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def kept(folder: Path) -> Material | None:
