@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from owngpt import __version__
+from owngpt.config.files import atomic_write_text
 from owngpt.kernels.machine import Machine, describe_machine
 
 console = Console(width=None if Console().is_terminal else 120)
@@ -49,7 +50,7 @@ class Report:
         self.results[part] = {**result, "load_after": _load()}
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps(self.results, indent=2, ensure_ascii=False), encoding="utf-8")
+            atomic_write_text(self.path, json.dumps(self.results, indent=2, ensure_ascii=False))
 
 
 def machine_line(machine: Machine) -> str:

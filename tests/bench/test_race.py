@@ -15,7 +15,10 @@ def test_a_side_that_cannot_open_is_named_and_nothing_else_stops(tmp_path):
     spec = SideSpec("owngpt broken", "owngpt", str(tmp_path / "nothing"), "bf16", 1, 64, 64, 1)
     told: list[str] = []
     race = Race([spec], QUICK, 320, 1, told.append, tuned=False)
-    found = dict(race.run(["prefill", "idle", "memory"]))
+    parts = race.run(["prefill", "idle", "memory"])
+    first = next(parts)
+    assert len(race.failures) == 1, "a part is handed on before the next begins"
+    found = dict([first, *parts])
     assert found == {"prefill": {}, "idle": {}, "memory": {}}
     assert len(race.failures) == 2  # once for the parts that share a process, once for memory
     assert all("owngpt broken could not write a first token" in failure for failure in race.failures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import pytest
 
@@ -53,6 +54,8 @@ from owngpt.errors import UsageError
         (GenerationConfig, {"logit_bias": {1.5: 1}}, ["--logit-bias", "1.5"]),
         (GenerationConfig, {"logit_bias": {2**70: 1}}, ["--logit-bias", "at most 2147483647"]),
         (GenerationConfig, {"regex": 5}, ["--regex", "5", "a text"]),
+        (GenerationConfig, {"regex": Path("digits.txt")}, ["--regex", "digits.txt", "a text"]),
+        (GenerationConfig, {"temperature": 10**400}, ["--temperature", "not so large"]),
         (GenerationConfig, {"ignore_end": "no"}, ["--ignore-end", "'no'", "true or false"]),
         (DataConfig, {"validation_fraction": 0.0}, ["--validation-fraction"]),
         (DataConfig, {"validation_fraction": 0.9}, ["--validation-fraction", "0.9"]),

@@ -306,6 +306,13 @@ def test_an_idle_engine_uses_no_processor_time(tokenizer: Tokenizer) -> None:
             assert time.process_time() - before < 0.05
 
 
+def test_a_piece_of_a_prompt_has_no_logits_with_a_bias_either(tokenizer: Tokenizer) -> None:
+    for runner in runners(shape(tokenizer, output_head_bias=True, tie_embeddings=False), 4):
+        assert len(runner.run([Part(list(range(20, 60)), 0, (1, 2), wants_logits=0)])) == 0
+        logits = runner.run([Part([60], 40, (1, 2))])
+        assert logits.shape[0] == 1 and logits.isfinite().all()
+
+
 def test_what_can_never_fit_is_refused_at_once(tokenizer: Tokenizer) -> None:
     with Engine(TorchRunner(model_of(shape(tokenizer)), 4), tokenizer, context_length=CONTEXT) as engine:
         with pytest.raises(UsageError, match="context of 256"):

@@ -63,6 +63,8 @@ class Sequences:
             Segment(befores[index], counts[index], self.blocks[index][: -(-(befores[index] + counts[index]) // BLOCK)])
             for index in alive
         ]
+        if max(counts) > 1:  # what a call with a piece of a prompt is filled up with
+            segments += [Segment(0, 0, ())] * 3
         context = PagedContext(config, self.memory, total, len(segments), 8)
         context.fill(segments)
         tape = Tape(self.pool)

@@ -64,7 +64,8 @@ def test_the_folder_is_whole(tuned: FinetunedModel, base: Path) -> None:
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == str(base)
     card = (folder / "README.md").read_text()
     assert "library_name: peft" in card and "base_model: model\n" in card and "24 chats" in card
-    assert str(base.parent) not in card and str(folder.parent) not in card, "where the owner keeps files is nobody's business"
+    for passed_on in (card, (folder / "report.md").read_text(), (folder / "report.json").read_text()):
+        assert str(base.parent) not in passed_on and str(folder.parent) not in passed_on, "where files are kept is nobody's business"
 
 
 def test_it_is_served_as_it_was_taught(tuned: FinetunedModel) -> None:

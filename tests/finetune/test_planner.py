@@ -34,7 +34,7 @@ FAQ = Facts(examples=200, tokens=12_000, longest=120, held_out=20)
 def planned(
     settings: FinetuneConfig, facts: Facts = FAQ, *, method: Method = "sft", seconds: float | None = None, speed: float = math.nan
 ) -> FinetunePlan:
-    recipe = make_recipe(settings, SMALL, method, facts, dtype="bfloat16")
+    recipe = make_recipe(settings, SMALL, method, dtype="bfloat16")
 
     def steps_per_epoch(shape: Shape) -> float:
         rows = facts.tokens / shape.context_length if method == "sft" and shape.pack else facts.examples
@@ -49,22 +49,19 @@ def planned(
 def test_an_adapter_learns_several_times_as_fast_and_a_larger_model_slower():
     settings = FinetuneConfig()
     rates = {
-        (name, is_lora): optimizer_settings(settings, model, "sft", is_lora=is_lora, tokens=FAQ.tokens).matrix_rate
+        (name, is_lora): optimizer_settings(settings, model, "sft", is_lora=is_lora).matrix_rate
         for name, model in {"small": SMALL, "large": LARGE}.items()
         for is_lora in (True, False)
     }
     assert rates["small", True] == pytest.approx(30 * rates["small", False])
     assert 1e-3 < rates["small", True] < 2e-3
     assert 1e-4 < rates["large", True] < 0.5 * rates["small", True]
-    for method, tokens in (("dpo", FAQ.tokens), ("sft", 2_000_000)):
-        slower = optimizer_settings(settings, SMALL, method, is_lora=True, tokens=tokens).matrix_rate
-        assert slower < 0.25 * rates["small", True], "preferences, and answers that fill thousands of steps"
+    assert optimizer_settings(settings, SMALL, "dpo", is_lora=True).matrix_rate < 0.2 * rates["small", True]
 
 
 def test_an_adapter_with_a_larger_scale_learns_as_fast_by_a_smaller_rate():
     usual, strong, weak = (
-        optimizer_settings(FinetuneConfig(alpha=alpha), SMALL, "sft", is_lora=True, tokens=FAQ.tokens).matrix_rate
-        for alpha in (32.0, 64.0, 16.0)
+        optimizer_settings(FinetuneConfig(alpha=alpha), SMALL, "sft", is_lora=True).matrix_rate for alpha in (32.0, 64.0, 16.0)
     )
     assert strong == pytest.approx(usual / 2) and weak == usual
 

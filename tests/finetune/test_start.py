@@ -42,6 +42,7 @@ def rows(tmp_path: Path) -> Path:
         ({"steps": "3"}, "--steps is '3', but must be a whole number"),
         ({"steps": 2.5}, "--steps is 2.5, but must be a whole number"),
         ({"minutes": "soon"}, "--minutes is 'soon', but must be a number"),
+        ({"minutes": 10**400}, "but must be a number that is not so large"),
         ({"columns": 5}, "--columns is 5, but must be a text"),
         ({"learn_rate": 0.1}, "--learn-rate is unknown; the options of `owngpt finetune` are method, lora"),
         ({"context_length": 9999, "steps": 1}, "context_length 9999 is longer than the model's 256; use --context-length 256"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from numbers import Integral, Real
-from os import PathLike
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -66,13 +65,20 @@ def fitting(value: Any, hint: Any) -> Any:
             return value
         if kind is bool and isinstance(value, bool):
             return value
-        if kind is str and isinstance(value, str | PathLike):
-            return str(value)
+        if kind is str and isinstance(value, str):
+            return value
         if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
             return int(value)
         if kind is float and isinstance(value, Real) and not isinstance(value, bool):
-            return float(value)
+            return _finite(value)
     raise TypeError(" or ".join(_named(kind) for kind in kinds if kind is not NoneType))
+
+
+def _finite(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise TypeError("a number that is not so large") from error
 
 
 def _named(kind: Any) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from os import PathLike, fspath
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
@@ -175,7 +176,10 @@ def checked_options(options: dict[str, Any], verb: Verb) -> dict[str, Any]:
     unknown = [name for name in options if name not in hints]
     if unknown:
         raise UsageError(f"{option(unknown[0])} is unknown; the options of `owngpt {verb}` are {', '.join(hints)}")
-    return {name: of_type(name, value, hints[name]) for name, value in options.items()}
+    return {
+        name: of_type(name, fspath(value) if isinstance(value, PathLike) else value, hints[name])
+        for name, value in options.items()
+    }
 
 
 def is_run(values: dict[Any, Any]) -> bool:

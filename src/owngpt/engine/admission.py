@@ -31,7 +31,7 @@ def checked_prompt(request: Request, tokenizer: Tokenizer, context_length: int, 
     for what, ids in (("of the prompt", prompt), ("in end_ids", request.end_ids or ())):
         wrong = next((token_id for token_id in ids if not 0 <= token_id < vocabulary), None)
         if wrong is not None:
-            raise UsageError(f"token id {wrong} {what} is outside the vocabulary, 0 to {vocabulary - 1}")
+            raise UsageError(f"token id {wrong} {what} is outside the vocabulary; ids are from 0 to {vocabulary - 1}")
     _check_roll(request, context_length)
     _check_memory(request, len(prompt), context_length, scheduler)
     return prompt

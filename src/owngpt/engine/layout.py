@@ -1,7 +1,8 @@
 """How the parts of many sequences lie side by side in one call of the compiled kernels.
 
 Rows of one adapter lie together, and every call is rounded up to one of few shapes, so that its tape was recorded before. What
-is added for that belongs to segments of its own whose keys and values go to block 0, which no sequence is given.
+is added for that belongs to segments of its own: of no tokens, or of tokens whose keys and values go to block 0, which no
+sequence is given.
 """
 
 from __future__ import annotations

@@ -65,12 +65,12 @@ class PagedContext:
         self._segments = torch.zeros(segments, 4, dtype=torch.int32)
         self._tables = torch.zeros(segments * table, dtype=torch.int32)
         # Through numpy, which writes a few numbers several times faster than torch does.
-        self._written = self._segments.numpy(), self._positions.numpy()[0], self._tables.numpy()
+        self._views = self._segments.numpy(), self._positions.numpy()[0], self._tables.numpy()
 
     def fill(self, segments: Sequence[Segment]) -> None:
         """Say what the next run of the tape is about."""
         row = 0
-        records, positions, tables = self._written
+        records, positions, tables = self._views
         for index, segment in enumerate(segments):
             place, count = index * self._table, segment.count
             records[index] = row, count, segment.before, place

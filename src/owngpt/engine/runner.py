@@ -70,8 +70,7 @@ class _Call:
         self.token_ids = torch.zeros(1, shape.tokens, dtype=torch.int64)
         self.rows = torch.zeros(shape.rows, dtype=torch.int32)
         self.all_rows = list(range(shape.rows))
-        # Through numpy, which writes a few numbers several times faster than torch does.
-        self._written = self.token_ids.numpy()[0], self.rows.numpy()
+        self._views = self.token_ids.numpy()[0], self.rows.numpy()  # as in PagedContext
         self.tape = Tape(runner.pool)
         self.logits = torch.empty(0)
         with runner.adapters.use(shape.spans), self.tape.record(guarded=guarded):
@@ -81,7 +80,7 @@ class _Call:
 
     def fill(self, layout: Layout) -> list[int]:
         """Say what the next run is about. :returns: the rows of :attr:`logits` that are wanted."""
-        ids, rows = self._written
+        ids, rows = self._views
         ids[:] = layout.token_ids
         self.context.fill(layout.segments)
         if len(rows) == len(ids):
@@ -133,7 +132,7 @@ class PackedRunner:
             wanted = call.fill(layout)
             call.tape.run()
         logits = call.logits if wanted == call.all_rows else call.logits[wanted]
-        return logits if self._bias is None else logits + self._bias
+        return logits if self._bias is None or not layout.wanted else logits + self._bias
 
     def copy_block(self, source: int, target: int) -> None:
         """See :class:`Runner`."""

@@ -154,7 +154,7 @@ class Job:
         feed, config = Feed(material, self.settings.seed), self.base.config
         stats = material.train.stats
         facts = Facts(feed.examples, stats.tokens, stats.longest, len(material.examples))
-        recipe = make_recipe(self.settings, config, material.method, facts, dtype=self._dtype(), labels=material.classes)
+        recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.classes)
         trainee = Trainee.of(network, self.base, recipe)
         speed, seconds = math.nan, None
         if self.clock.budget is not None:

@@ -18,6 +18,7 @@ from owngpt.data.files import MANIFEST
 from owngpt.errors import DataError, UsageError
 from owngpt.finetune.examples.dataset import ExampleSet, open_examples, split_examples
 from owngpt.finetune.examples.example import Example, Kind
+from owngpt.finetune.examples.places import near
 from owngpt.finetune.examples.split import Side, shared_prompts
 from owngpt.finetune.objectives.label_words import LabelWords, WordRenderer
 from owngpt.finetune.rendering.pool import encode_all
@@ -147,15 +148,24 @@ def prepare(
         "sentence": examples.sentence(), "sources": list(map(_named, sources)), "labels": list(labels), "method": method,
         "notes": notes,
         "train": store.stats.to_dict(), "held_out": scored_stats.to_dict(), "shared_prompts": shared,
-        "examples": examples.to_dict(),
+        "examples": _without_folders(examples.to_dict()),
     }  # fmt: skip
     atomic_write_text(folder / FACTS, json.dumps(facts, indent=2, ensure_ascii=False, default=str))
     return Material(method, renderer.tokenizer, renderer, store, scored, kept, labels, facts)
 
 
 def _named(source: str) -> str:
-    """A file or folder by its name alone: reports are passed on, and where somebody keeps things is nobody's business."""
+    """Without its folder: reports are passed on, and where somebody keeps things is nobody's business."""
     return Path(source).name if Path(source).is_absolute() else source
+
+
+def _without_folders(examples: dict[str, Any]) -> dict[str, Any]:
+    """What is told of the examples, for a report."""
+    refused = examples["refused"]
+    return examples | {
+        "files": [one | {"file": _named(one["file"])} for one in examples["files"]],
+        "refused": refused | {"first": [one | {"file": _named(one["file"])} for one in refused["first"]]},
+    }
 
 
 def kept(folder: Path) -> Material | None:
@@ -224,12 +234,13 @@ def _split(examples: ExampleSet, settings: FinetuneConfig, say: Say) -> tuple[Ex
             f"--validation {settings.validation} holds {_NAMES[named.kind]}, the examples are {_NAMES[examples.kind]}; "
             "name a file of the same kind"
         )
-    notes = [f"--validation {settings.validation}: {named.sentence()}", *named.summary.notes]
+    validation = near(settings.validation)
+    notes = [f"--validation {validation}: {named.sentence()}", *named.summary.notes]
     if len(named) > MOST_HELD_OUT:
         notes.append(f"the first {MOST_HELD_OUT:,} of them are held out, which tell enough")
     if shared := shared_prompts(examples, named):
         notes.append(
-            f"{shared:,} of {len(named):,} examples of {settings.validation} ask what is learned, so they tell little; "
+            f"{shared:,} of {len(named):,} examples of {validation} ask what is learned, so they tell little; "
             "leave them out of one side"
         )
     return examples, list(islice(named, MOST_HELD_OUT)), notes, shared

@@ -28,7 +28,7 @@ def choose(rows: Sequence[Tensor], settings: Sequence[Sequence[float]]) -> list[
     """Choose a token for each row.
 
     :param rows: of (V,) float32 logits on the CPU, each contiguous; minus infinity for what may not be chosen.
-    :param settings: of each row.
+    :param settings: R times the numbers of :data:`SETTINGS`.
     :returns: a token for each row, or :data:`NO_NUMBER`.
     """
     assert all(row.dtype == torch.float32 and row.is_contiguous() for row in rows)

@@ -92,7 +92,7 @@ def test_a_preference_is_won_token_for_token_and_moved_by_the_whole_answer() -> 
     ("name", "after", "records", "words"),
     [
         ("nothing gained", measured(), [], "2.000 before, 2.000 after"),
-        ("overfit", BETTER, [*trained([2.0, 1.0, 0.2]), *trained([1.5, 1.2, 1.6], "validation")], "--epochs 1"),
+        ("overfit", BETTER, [*trained([2.0, 1.0, 0.2]), *trained([1.5, 1.2, 1.6], "validation")], "--epochs 0.2"),
         ("learning rate too high", BETTER, [*trained([1.0] * 3 + [1.1] * 3 + [1.2] * 3 + [1.6] * 3)], "--learning-rate 0.0003"),
         ("learning rate too high", BETTER, [{"event": "skipped", "step": 3}], "1 steps were not taken"),
         ("never stops", replace(BETTER, answers=tuple(answered(i, ended="length") for i in range(20))), [], "--show 3"),

@@ -41,8 +41,14 @@ def parts_of(
     return list(found.values())
 
 
+def near(source: str) -> str:
+    """A path as it is seen from the working folder, where it lies within: as people name it; anything else as it is."""
+    path, here = Path(source), Path.cwd()
+    return str(path.relative_to(here)) if path.is_absolute() and path.is_relative_to(here) else source
+
+
 def _parts(source: str, notes: list[str], say: named.Say | None) -> list[Part]:
-    path = Path(source)
+    path = Path(near(source))
     if path.exists() or path.is_symlink():
         description = description_of(path)
         return described_parts(description, None, notes) if description else [Part(file) for file in files_of(path, notes)]

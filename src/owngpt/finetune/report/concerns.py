@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
@@ -63,7 +62,7 @@ def concerns(
         *_not_gained(comparison, facts),
         *_overfitted(training, held_out, facts),
         *_endless(comparison, after),
-        *_repeating(comparison),
+        *_repeating(comparison, after),
         *_forgotten(comparison, facts),
         *_one_class(comparison, facts),
         *_wrong_preference(comparison),
@@ -140,8 +139,9 @@ def _overfitted(
 
 
 def _epochs_like(record: Mapping[str, Any]) -> str:
-    epoch = record.get("epoch") or 0.0
-    return f" (--epochs {max(1, math.ceil(epoch))})" if epoch else ""
+    """As many as had been taken then, to a tenth."""
+    epoch = round(record.get("epoch") or 0.0, 1)
+    return f" (--epochs {epoch:g})" if epoch else ""
 
 
 def _endless(comparison: Comparison, after: Measurement) -> Iterator[Concern]:
@@ -157,13 +157,14 @@ def _endless(comparison: Comparison, after: Measurement) -> Iterator[Concern]:
     )  # fmt: skip
 
 
-def _repeating(comparison: Comparison) -> Iterator[Concern]:
+def _repeating(comparison: Comparison, after: Measurement) -> Iterator[Concern]:
     line = comparison.line("loops")
     if line is None or line.after <= MOST_LOOPS:
         return
     change = "Take fewer passes or a lower learning rate, and remove repeated examples."
     if line.after < line.before:
-        change = "Train for longer or on more examples; until then, --repetition-penalty 1.1 helps when it writes."
+        more = f"--repetition-penalty {after.penalty + 0.1:.3g}"
+        change = f"Train for longer or on more examples; until then, {more} helps when it writes."
     yield Concern(
         "repeats itself", f"{line.after:.0%} of the answers end by saying the same again and again ({line.before:.0%} before).",
         change,

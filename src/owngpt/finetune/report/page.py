@@ -179,10 +179,12 @@ def _method(before: Measurement, after: Measurement, shared: int) -> str:
 
 def _with_penalty(before: Measurement, after: Measurement) -> str:
     """How the answers after were kept from looping, and that whoever serves them does the same."""
-    if after.penalty == before.penalty or after.looped is None:
-        return ""
+    if after.penalty == before.penalty:
+        return f", with a repetition penalty of {after.penalty:g} that the base recommends" if after.penalty != 1.0 else ""
+    instead = "without which" if before.penalty == 1.0 else f"instead of {before.penalty:g}, with which"
+    looped = "" if after.looped is None else f", {instead} {after.looped:.0%} of them looped"
     return (
-        f"; those after with a repetition penalty of {after.penalty:g}, without which {after.looped:.0%} of them looped "
+        f"; those after with a repetition penalty of {after.penalty:g}{looped} "
         "(it is in `generation_config.json`, and `owngpt chat` and `generate` use it unless told otherwise)"
     )
 
