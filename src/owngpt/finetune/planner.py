@@ -264,7 +264,8 @@ def _what_is_trained(recipe: Recipe, trained: int, model: GPTConfig) -> str:
 
 
 def _what_a_step_is(recipe: Recipe, shape: Shape) -> str:
-    units = f"{shape.batch_size * shape.accumulation} {UNITS.get(recipe.method, 'pairs')} a step"
+    count, name = shape.batch_size * shape.accumulation, UNITS.get(recipe.method, "pairs")
+    units = f"{count} {name if count > 1 else name[:-1]} a step"
     passes = f" in {shape.accumulation} passes" if shape.accumulation > 1 else ""
     packed = " that several examples are packed into" if shape.pack else ""
     return f"batch: {units}{passes}, rows of up to {shape.context_length:,} tokens{packed}"
