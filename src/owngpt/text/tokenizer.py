@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -394,8 +396,9 @@ def _second_view(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
         if getattr(backend, step) is not None:
             setattr(view, step, getattr(backend, step))
     added = backend.get_added_tokens_decoder()
-    for _, token in sorted(added.items()):
-        (view.add_special_tokens if token.special else view.add_tokens)([token])
+    # In runs, since each call builds the search for all of them anew: 6,249 calls took Gemma's vocabulary 14 seconds.
+    for special, run in groupby((token for _, token in sorted(added.items())), key=attrgetter("special")):
+        (view.add_special_tokens if special else view.add_tokens)(list(run))
     if view.get_added_tokens_decoder() == added:
         return view
     return tokenizers.Tokenizer.from_str(backend.to_str())  # ids with gaps, which adding one by one would close
