@@ -49,12 +49,11 @@ def test_the_share_of_the_bandwidth_is_tokens_times_bytes():
     decode = {"1": {"a": {"tokens_per_second": summary([50.0])}}}
     result = {
         "sizes": QUICK.to_dict(),
-        "sides": {"a": {"weight_bytes": 100_000_000}},
+        "sides": {"a": {"weight_bytes": 100_000_000, "read_bandwidth": 10e9}},
         "parts": {"decode": decode},
-        "read_bandwidth": [10e9],
     }
     bandwidth = list(tables(result))[1]
-    assert bandwidth[2] == [("a", "100", "5.00", "50%")]
+    assert bandwidth[2] == [("a", "100", "5.00", "10.0", "50%")]
 
 
 def test_a_single_round_shows_no_range():

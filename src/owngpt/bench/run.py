@@ -80,12 +80,15 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="owngpt-bench-") as folder:
         present = [kind for kind in vs if kind not in absent]
         for specs in _groups(path, Path(folder), _blank(path, sizes), present, weights, llama_server, quick, say):
-            result["read_bandwidth"].append(read_bandwidth(0.3 if quick else 2.0))
+            bandwidth = read_bandwidth(0.3 if quick else 2.0)
+            result["read_bandwidth"].append(bandwidth)
             race = Race(specs, sizes, config.vocab_size, rounds, say, tuned=not quick)
             failures = list(result["failures"])
             for part, found in race.run(parts):
                 _merge(result["parts"], {part: found})
-                result["sides"] |= {spec.name: {**spec.to_dict(), **race.infos.get(spec.name, {})} for spec in specs}
+                result["sides"] |= {
+                    spec.name: {**spec.to_dict(), "read_bandwidth": bandwidth, **race.infos.get(spec.name, {})} for spec in specs
+                }
                 result["failures"] = failures + race.failures
                 keep(result)
     return result

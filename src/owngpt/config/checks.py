@@ -70,11 +70,11 @@ def fitting(value: Any, hint: Any) -> Any:
         if kind is int and isinstance(value, Integral) and not isinstance(value, bool):
             return int(value)
         if kind is float and isinstance(value, Real) and not isinstance(value, bool):
-            return _finite(value)
+            return _float(value)
     raise TypeError(" or ".join(_named(kind) for kind in kinds if kind is not NoneType))
 
 
-def _finite(value: Real) -> float:
+def _float(value: Real) -> float:
     try:
         return float(value)
     except OverflowError as error:

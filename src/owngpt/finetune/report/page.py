@@ -65,7 +65,7 @@ def page(
         _classes(comparison.confusion, pictures),
         _section("Loss while learning", _picture(pictures, "loss", "Training and held-out loss")),
         _answers(before.answers, after.answers),
-        _section("The run", _reasons(plan), _facts({"method": method, **_flat(plan)}), _facts(_counted(_flat(data)))),
+        _section("The run", _reasons(plan), _facts({"method": method, **_flat(plan)}), _facts(_without_zeros(_flat(data)))),
         _section("How it was measured", _method(before, after, int(data.get("shared_prompts") or 0))),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -217,8 +217,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _counted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what there was none of."""
+def _without_zeros(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value != 0}
 
 
