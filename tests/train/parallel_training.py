@@ -38,6 +38,14 @@ class Mortal(Batches):
 def main(folder: Path, steps: int, batch_size: int, stop_at: int) -> None:
     torch.set_num_threads(1)
     ranks = Ranks.from_environment()
+    try:
+        train(ranks, folder, steps, batch_size, stop_at)
+    finally:  # also when the other rank is gone: threads of a connection that is left open can abort a process as it ends
+        if ranks:
+            ranks.leave()
+
+
+def train(ranks: Ranks | None, folder: Path, steps: int, batch_size: int, stop_at: int) -> None:
     rank, size = (ranks.rank, ranks.size) if ranks else (0, 1)
     # Other ranks begin with other weights: what counts is what rank 0 gives them.
     module = make_module(seed=1 + rank, dropout=0.0)
@@ -56,8 +64,6 @@ def main(folder: Path, steps: int, batch_size: int, stop_at: int) -> None:
         if ranks:
             ranks.end()
     save_file(module.weights(), folder / f"rank-{rank}.safetensors")
-    if ranks:
-        ranks.leave()
 
 
 if __name__ == "__main__":
