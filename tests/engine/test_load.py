@@ -68,7 +68,7 @@ def written(engine: load.PreparedEngine) -> tuple[int, ...]:
 
 @needs_tiles
 @pytest.mark.parametrize(
-    ("quantize", "kinds"), [("none", {"bf16"}), ("int8", {"int8"}), ("int4", {"int4", "int8"}), ("auto", {"bf16"})]
+    ("quantize", "kinds"), [("none", {"bf16"}), ("int8", {"int8"}), ("int4", {"int4", "int6"}), ("auto", {"bf16"})]
 )
 def test_weights_are_packed_as_asked(folder: Path, quantize: Quantize, kinds: set[str]) -> None:
     loaded = load_engine(folder, quantize=quantize)
@@ -161,7 +161,7 @@ def test_another_kind_of_the_same_weights_leaves_the_first_as_it_is() -> None:
     twin = requantized(model, "int4")
     assert model.blocks[0].mlp.down.packed is before
     assert twin.blocks[0].mlp.down.packed.kind == "int4"
-    assert twin.embedding.packed.kind == "int8"
+    assert twin.embedding.packed.kind == "int6"
     assert twin.blocks[0].mlp_norm.weight is model.blocks[0].mlp_norm.weight
 
 

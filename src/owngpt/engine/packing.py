@@ -98,7 +98,7 @@ class Packer:
 
     def __init__(self, config: GPTConfig, kind: Kind, *, keep_groups: bool = False) -> None:
         """
-        :param kind: of the blocks' matrices. Embedding and head quantize worse: they are int8 where this is int4.
+        :param kind: of the blocks' matrices. Embedding and head quantize worse: they are int6 where this is int4.
         :param keep_groups: what is stored in groups stays so, exactly, whatever ``kind`` is.
         """
         self._kind, self._keep_groups = kind, keep_groups
@@ -133,7 +133,7 @@ class Packer:
         if module == "position_embedding":
             kind = "bf16"
         elif module in ("embedding", "output_head") and kind == "int4":
-            kind = "int8"
+            kind = "int6"
         if not isinstance(tensor, GroupedTensor):
             return packed.pack(tensor, kind, self._memory)
         if self._keep_groups or kind in ("bf16", f"int{tensor.bits}"):

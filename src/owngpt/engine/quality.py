@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor
@@ -31,6 +30,7 @@ from owngpt.text.tokenizer import Tokenizer
 MOST_RISE = 0.01
 """Of the perplexity, for quantized weights to be chosen by themselves."""
 FASTEST_FIRST: tuple[Kind, ...] = ("int4", "int8")
+KINDS: tuple[Kind, ...] = ("bf16", *FASTEST_FIRST)
 WINDOW = 256
 """Tokens that are scored in one piece."""
 TEXT_FILE = Path(__file__).parent / "quality.txt"
@@ -95,7 +95,7 @@ def measure(model: GPT, tokenizer: Tokenizer, *, wait: Callable[[], None] = lamb
     """
     token_ids = text_ids(tokenizer)
     perplexity: dict[Kind, float] = {}
-    for kind in ("bf16", *FASTEST_FIRST):
+    for kind in KINDS:
         wait()
         other = model if kind == "bf16" else requantized(model, kind)
         found = []
@@ -147,7 +147,7 @@ def recall(key: str) -> Quality | None:
     """What was measured for a model before, or None."""
     values = records.recall(TOPIC, key)
     try:
-        perplexity = {kind: float(values["perplexity"][kind]) for kind in get_args(Kind)}
+        perplexity = {kind: float(values["perplexity"][kind]) for kind in KINDS}
         if values["chosen"] not in perplexity or not all(math.isfinite(value) and value > 0 for value in perplexity.values()):
             return None
         return Quality(str(values["model"]), int(values["tokens"]), perplexity, values["chosen"])

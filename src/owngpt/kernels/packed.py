@@ -1,4 +1,4 @@
-"""Weights in the order in which inference reads them, in bfloat16, int8 or int4: see source/packed.c for the layout."""
+"""Weights in the order in which inference reads them, in bfloat16 or 8, 6 or 4 bits: see source/packed.c for the layout."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 from owngpt.kernels import library, tape
 from owngpt.kernels.memory import HugePages
 
-Kind = Literal["bf16", "int8", "int4"]
-KINDS: dict[str, int] = {"bf16": 0, "int8": 1, "int4": 2}
-TILE_BYTES: dict[str, int] = {"bf16": 1024, "int8": 544, "int4": 320}
+Kind = Literal["bf16", "int8", "int6", "int4"]
+KINDS: dict[Kind, int] = {"bf16": 0, "int8": 1, "int4": 2, "int6": 3}
+TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "int8": 544, "int6": 448, "int4": 320}
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 GROUP = COLUMNS
-"""Inputs that share a factor in int8, a factor and an offset in int4."""
+"""Inputs that share a factor in int8, a factor and an offset in int6 and int4."""
 FEW = 4
 """Most rows that the vector products take."""
 
@@ -54,10 +54,9 @@ class PackedWeight:
         outputs = -(-self.outputs // ROWS)
         if self.kind == "bf16":
             values = self.tiles.view(torch.bfloat16).view(outputs, self.depth, ROWS, COLUMNS).float()
-        elif self.kind == "int8":
-            values = _int8_values(self.tiles.view(outputs, self.depth, TILE_BYTES["int8"]))
         else:
-            values = _int4_values(self.tiles.view(outputs, self.depth, TILE_BYTES["int4"]))
+            of_kind = {"int8": _int8_values, "int6": _int6_values, "int4": _int4_values}[self.kind]
+            values = of_kind(self.tiles.view(outputs, self.depth, TILE_BYTES[self.kind]))
         matrix = values.permute(0, 2, 1, 3).reshape(outputs * ROWS, self.depth * COLUMNS)[: self.outputs, : self.inputs]
         return matrix.contiguous()
 
@@ -66,7 +65,7 @@ def pack(weight: Tensor, kind: Kind, memory: HugePages | None = None) -> PackedW
     """Pack a weight (outputs, inputs) of any floating type.
 
     Quantized kinds share numbers in half precision among 32 inputs of an output. int8: value = factor * q, q in [-127, 127].
-    int4: value = factor * q + offset, q in [0, 15], chosen for the least sum of squared errors.
+    int6, int4: value = factor * q + offset, q in [0, 63] or [0, 15], chosen for the least sum of squared errors.
 
     :param memory: where to put it; by default PyTorch's own.
     """
@@ -111,13 +110,29 @@ def _int8_values(tiles: Tensor) -> Tensor:
     return numbers * tiles[..., 512:].contiguous().view(torch.float16).float()[..., None]
 
 
+def _int6_values(tiles: Tensor) -> Tensor:
+    """(outputs/16, depth, 448) bytes → (outputs/16, depth, 16, 32) float32."""
+    masks = tiles[..., 256:384].unflatten(-1, (ROWS // 2, 2, 2, GROUP // 8))  # pair, bit 4 or 5, output of the pair, byte
+    bits = (masks[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
+    upper = 16 * bits[..., 0, :, :, :] + 32 * bits[..., 1, :, :, :]
+    return _levels(_nibbles(tiles) + upper.flatten(-2).flatten(-3, -2), tiles[..., 384:])
+
+
 def _int4_values(tiles: Tensor) -> Tensor:
     """(outputs/16, depth, 320) bytes → (outputs/16, depth, 16, 32) float32."""
+    return _levels(_nibbles(tiles), tiles[..., 256:])
+
+
+def _nibbles(tiles: Tensor) -> Tensor:
+    """The lower four bits of each number: (outputs/16, depth, 16, 32) uint8."""
     bytes_ = tiles[..., :256].unflatten(-1, (ROWS // 2, GROUP))
-    nibbles = torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2).flatten(-3, -2).float()
-    factors = tiles[..., 256:288].contiguous().view(torch.float16).float()
-    offsets = tiles[..., 288:].contiguous().view(torch.float16).float()
-    return nibbles * factors[..., None] + offsets[..., None]
+    return torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2).flatten(-3, -2)
+
+
+def _levels(numbers: Tensor, factors_and_offsets: Tensor) -> Tensor:
+    """What the numbers (outputs/16, depth, 16, 32) stand for; the others are (outputs/16, depth, 64) bytes."""
+    factors, offsets = factors_and_offsets.contiguous().view(torch.float16).float()[..., None].split(ROWS, dim=-2)
+    return numbers.float() * factors + offsets
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:

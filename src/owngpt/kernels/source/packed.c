@@ -4,18 +4,25 @@
  * memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
  * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side.
  * Kinds of tile: bf16 as is (1,024 bytes); int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes:
- * 512 numbers, 16 factors); int4 with a factor and an offset for each group (320 bytes: 256 of nibbles, 16 factors, 16 offsets). */
+ * 512 numbers, 16 factors); int4 with a factor and an offset for each group (320 bytes: 256 of nibbles, 16 factors, 16 offsets);
+ * int6 likewise (448 bytes: 256 of nibbles, two masks of 64 bits for each pair of outputs, which are its numbers' upper bits, 16
+ * factors, 16 offsets). */
 #include "steps.h"
 
 #ifdef __AMX_BF16__
 
 enum { TILE = 512 };
 
+/* Where the factors of a quantized tile lie; where there are offsets, they follow. */
+static inline int64_t factors_at(int64_t kind) { return kind == WEIGHT_INT4 ? 256 : kind == WEIGHT_INT6 ? 384 : 512; }
+static inline uint16_t factor_of(const uint8_t *tile, int64_t kind, int row) { return ((const uint16_t *)(tile + factors_at(kind)))[row]; }
+static inline uint16_t offset_of(const uint8_t *tile, int64_t kind, int row) { return factor_of(tile, kind, row + 16); }
+
 /* The table of one group: value of nibble i is i * factor + offset, 16 entries twice over. */
 static inline __m512i nibble_table(const uint8_t *tile, int row) {
     const __m512 steps = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 factor = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 256))[row]));
-    __m512 offset = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 288))[row]));
+    __m512 factor = _mm512_set1_ps(_cvtsh_ss(factor_of(tile, WEIGHT_INT4, row)));
+    __m512 offset = _mm512_set1_ps(_cvtsh_ss(offset_of(tile, WEIGHT_INT4, row)));
     __m512 values = _mm512_fmadd_ps(steps, factor, offset);
     return (__m512i)_mm512_cvtne2ps_pbh(values, values);
 }
@@ -28,18 +35,31 @@ static inline void int4_rows(const uint8_t *tile, int pair, __m512i *even, __m51
     *odd = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), nibble_table(tile, 2 * pair + 1));
 }
 
-/* 32 small whole numbers as floats. */
-static inline void int8_floats(const uint8_t *tile, int row, __m512 *low, __m512 *high) {
-    __m256i bytes = _mm256_loadu_si256((const __m256i *)(tile + 32 * row));
-    *low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(bytes)));
-    *high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(bytes, 1)));
+/* 32 numbers of eight bits (signed where the kind has no offset) as what they stand for. */
+static inline __m512i values_of(__m256i numbers, __m512 factor, __m512 offset) {
+    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(numbers)));
+    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(numbers, 1)));
+    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_fmadd_ps(high, factor, offset), _mm512_fmadd_ps(low, factor, offset));
 }
 
 /* The values of a row of an int8 tile. */
 static inline __m512i int8_row(const uint8_t *tile, int row) {
-    __m512 low, high, factor = _mm512_set1_ps(_cvtsh_ss(((const uint16_t *)(tile + 512))[row]));
-    int8_floats(tile, row, &low, &high);
-    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_mul_ps(high, factor), _mm512_mul_ps(low, factor));
+    __m256i numbers = _mm256_loadu_si256((const __m256i *)(tile + 32 * row));
+    return values_of(numbers, _mm512_set1_ps(_cvtsh_ss(factor_of(tile, WEIGHT_INT8, row))), _mm512_setzero_ps());
+}
+
+/* The masks of a pair of outputs in an int6 tile: bit 4 of their 64 numbers, bit 5. */
+static inline const uint64_t *upper_bits(const uint8_t *tile, int pair) { return (const uint64_t *)(tile + 256) + 2 * pair; }
+
+/* The values of a row of an int6 tile. */
+static inline __m512i int6_row(const uint8_t *tile, int row) {
+    const uint64_t *upper = upper_bits(tile, row / 2);
+    int odd = row % 2;
+    __m256i numbers = _mm256_loadu_si256((const __m256i *)(tile + 32 * (row / 2)));
+    numbers = _mm256_and_si256(_mm256_srlv_epi32(numbers, _mm256_set1_epi32(4 * odd)), _mm256_set1_epi8(15));
+    numbers = _mm256_mask_add_epi8(numbers, (__mmask32)(upper[0] >> 32 * odd), numbers, _mm256_set1_epi8(16));
+    numbers = _mm256_mask_add_epi8(numbers, (__mmask32)(upper[1] >> 32 * odd), numbers, _mm256_set1_epi8(32));
+    return values_of(numbers, _mm512_set1_ps(_cvtsh_ss(factor_of(tile, WEIGHT_INT6, row))), _mm512_set1_ps(_cvtsh_ss(offset_of(tile, WEIGHT_INT6, row))));
 }
 
 /* `count` tiles of a quantized weight as bf16 tiles. */
@@ -49,6 +69,7 @@ static void unpack_tiles(const uint8_t *source, int64_t kind, int64_t count, bf1
         for (int row = 0; row < 16; row += 2) {
             __m512i even, odd;
             if (kind == WEIGHT_INT8) even = int8_row(source, row), odd = int8_row(source, row + 1);
+            else if (kind == WEIGHT_INT6) even = int6_row(source, row), odd = int6_row(source, row + 1);
             else int4_rows(source, row / 2, &even, &odd);
             _mm512_storeu_si512(out + row * 32, even);
             _mm512_storeu_si512(out + row * 32 + 32, odd);
@@ -189,7 +210,7 @@ static inline float sum_of_half(__m512 x, int high) {
  * multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
 static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const uint8_t *tile, int64_t ahead, int from, const int kind,
                                                             const int pairs, const int rows, float *out) {
-    const int64_t bytes = tile_bytes(kind), factors_at = kind == WEIGHT_INT4 ? 256 : 512;
+    const int64_t bytes = tile_bytes(kind);
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15), top = _mm512_set1_epi8(-128);
     const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
     __m512 sums[pairs][rows];
@@ -198,7 +219,7 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
         UNROLL
         for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
     for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
-        __m512 factors = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + factors_at))), scaled[rows];
+        __m512 factors = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + factors_at(kind)))), scaled[rows];
         __m512i high[rows], low[rows], less_high[rows], less_low[rows];
         if (!from) ask_ahead(tile, ahead, bytes);
         UNROLL
@@ -216,10 +237,16 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
         UNROLL
         for (int i = 0; i < pairs; i++) {
             __m512i w, chosen = _mm512_add_epi32(halves, _mm512_set1_epi32(2 * (from + i)));
-            if (kind == WEIGHT_INT4) {
+            if (kind == WEIGHT_INT8) w = _mm512_xor_si512(_mm512_loadu_si512(tile + 64 * (from + i)), top);
+            else {
                 w = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 32 * (from + i))));
                 w = _mm512_and_si512(_mm512_srlv_epi64(w, shift), nibble);
-            } else w = _mm512_xor_si512(_mm512_loadu_si512(tile + 64 * (from + i)), top);
+            }
+            if (kind == WEIGHT_INT6) {
+                const uint64_t *bits = upper_bits(tile, from + i);
+                w = _mm512_mask_add_epi8(w, bits[0], w, _mm512_set1_epi8(16));
+                w = _mm512_mask_add_epi8(w, bits[1], w, _mm512_set1_epi8(32));
+            }
             UNROLL
             for (int m = 0; m < rows; m++) {
                 __m512i product = _mm512_slli_epi32(_mm512_dpbusd_epi32(less_high[m], w, high[m]), 8);
@@ -238,12 +265,12 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
         }
 }
 
-/* What int4's offsets add: for 16 outputs, the sum over groups of offset * (sum of the group's inputs). */
+/* What offsets add: for 16 outputs, the sum over groups of offset * (sum of the group's inputs). */
 static void add_offsets(const Linear *l, const uint8_t *tile, const float *group_sums, float *out) {
     for (int64_t m = 0; m < l->rows; m++) {
         __m512 sums = _mm512_loadu_ps(out + 16 * m);
         for (int64_t k = 0; k < l->depth; k++) {
-            __m512 offsets = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + k * 320 + 288)));
+            __m512 offsets = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + k * tile_bytes(l->kind) + factors_at(l->kind) + 32)));
             sums = _mm512_fmadd_ps(offsets, _mm512_set1_ps(group_sums[m * l->depth + k]), sums);
         }
         _mm512_storeu_ps(out + 16 * m, sums);
@@ -274,12 +301,16 @@ static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *
             SMALL_CASE(WEIGHT_INT8, 2, 8);
             SMALL_CASE(WEIGHT_INT8, 3, 4);
             SMALL_CASE(WEIGHT_INT8, 4, 4);
+            SMALL_CASE(WEIGHT_INT6, 1, 8);
+            SMALL_CASE(WEIGHT_INT6, 2, 8);
+            SMALL_CASE(WEIGHT_INT6, 3, 4);
+            SMALL_CASE(WEIGHT_INT6, 4, 4);
             SMALL_CASE(WEIGHT_INT4, 1, 8);
             SMALL_CASE(WEIGHT_INT4, 2, 8);
             SMALL_CASE(WEIGHT_INT4, 3, 4);
             SMALL_CASE(WEIGHT_INT4, 4, 4);
         }
-        if (l->kind == WEIGHT_INT4) add_offsets(l, tile, x->sums, out);
+        if (l->kind != WEIGHT_INT8 && l->kind != WEIGHT_BF16) add_offsets(l, tile, x->sums, out);
         for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
     }
 }
@@ -465,6 +496,7 @@ void owngpt_step_embed(const int64_t *slots, Worker *worker) {
             __m512i even, odd, values;
             if (kind == WEIGHT_BF16) values = _mm512_loadu_si512(tile + 64 * lane);
             else if (kind == WEIGHT_INT8) values = int8_row(tile, (int)lane);
+            else if (kind == WEIGHT_INT6) values = int6_row(tile, (int)lane);
             else { int4_rows(tile, (int)lane / 2, &even, &odd); values = lane % 2 ? odd : even; }
             bf16 parts[32];
             _mm512_storeu_si512(parts, values);

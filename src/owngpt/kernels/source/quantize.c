@@ -50,14 +50,14 @@ static void pack_int8(const __m512 columns[GROUP], uint8_t *tile) {
     put_halves(tile + 512, factor);
 }
 
-static inline __m512 level(__m512 x, __m512 low, __m512 inverse) {
+static inline __m512 level(__m512 x, __m512 low, __m512 inverse, float top) {
     __m512 q = _mm512_roundscale_ps(_mm512_mul_ps(_mm512_sub_ps(x, low), inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), _mm512_set1_ps(15.0f));
+    return _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), _mm512_set1_ps(top));
 }
 
-/* The factor and offset (both representable in half precision) whose 16 levels are nearest to the values, in the sum of
+/* The factor and offset (both representable in half precision) whose levels 0 ... top are nearest to the values, in the sum of
  * squares: some spacings are tried, each refitted by least squares to the levels that it gives. */
-static void fit_int4(const __m512 columns[GROUP], __m512 *factor, __m512 *offset) {
+static void fit_levels(const __m512 columns[GROUP], float top, __m512 *factor, __m512 *offset) {
     __m512 low = columns[0], high = columns[0], sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps(), best;
     for (int k = 0; k < GROUP; k++) {
         low = _mm512_min_ps(low, columns[k]);
@@ -70,10 +70,10 @@ static void fit_int4(const __m512 columns[GROUP], __m512 *factor, __m512 *offset
     *factor = _mm512_setzero_ps();
     *offset = as_half(low);
     for (int candidate = 0; candidate < CANDIDATES; candidate++) {
-        __m512 inverse = _mm512_mul_ps(span, _mm512_set1_ps(candidate ? 13.5f + 0.25f * (float)candidate : 15.0f));
+        __m512 inverse = _mm512_mul_ps(span, _mm512_set1_ps(candidate ? top * (0.9f + (float)candidate / 60.0f) : top));
         __m512 q1 = _mm512_setzero_ps(), q2 = q1, qx = q1;
         for (int k = 0; k < GROUP; k++) {
-            __m512 q = level(columns[k], low, inverse);
+            __m512 q = level(columns[k], low, inverse, top);
             q1 = _mm512_add_ps(q1, q);
             q2 = _mm512_fmadd_ps(q, q, q2);
             qx = _mm512_fmadd_ps(q, columns[k], qx);
@@ -81,8 +81,8 @@ static void fit_int4(const __m512 columns[GROUP], __m512 *factor, __m512 *offset
         __m512 spread = _mm512_fmsub_ps(count, q2, _mm512_mul_ps(q1, q1));
         __m512 f = as_half(_mm512_mul_ps(_mm512_fmsub_ps(count, qx, _mm512_mul_ps(q1, sum)), inverse_or_zero(spread)));
         __m512 o = as_half(_mm512_div_ps(_mm512_fnmadd_ps(f, q1, sum), count));
-        if (!candidate) { /* the ends as they are: exact for values that were 16 levels before */
-            f = as_half(_mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_set1_ps(1.0f / 15.0f)));
+        if (!candidate) { /* the ends as they are: exact for values that were such levels before */
+            f = as_half(_mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_set1_ps(1.0f / top)));
             o = as_half(low);
         }
         __m512 error = _mm512_fmadd_ps(_mm512_mul_ps(f, f), q2, squares); /* sum of (x - f q - o)^2, multiplied out */
@@ -97,18 +97,27 @@ static void fit_int4(const __m512 columns[GROUP], __m512 *factor, __m512 *offset
     }
 }
 
-/* value = factor * q + offset, q in 0 ... 15; two outputs to a byte; 16 factors and 16 offsets follow the 256 bytes. */
-static void pack_int4(const __m512 columns[GROUP], uint8_t *tile) {
+/* value = factor * q + offset, q in 0 ... 15, in int6 0 ... 63. Two outputs share a byte with their lower four bits, and two masks with
+ * those above; 16 factors and 16 offsets follow. */
+static void pack_levels(const __m512 columns[GROUP], int kind, uint8_t *tile) {
     __m512 factor, offset;
-    fit_int4(columns, &factor, &offset);
+    float top = kind == WEIGHT_INT6 ? 63.0f : 15.0f;
+    uint64_t upper[16] = {0};
+    fit_levels(columns, top, &factor, &offset);
     __m512 inverse = inverse_or_zero(factor);
     for (int k = 0; k < GROUP; k++) {
         uint8_t values[16];
-        _mm_storeu_si128((__m128i *)values, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(level(columns[k], offset, inverse))));
-        for (int i = 0; i < 8; i++) tile[32 * i + k] = (uint8_t)(values[2 * i] | values[2 * i + 1] << 4);
+        _mm_storeu_si128((__m128i *)values, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(level(columns[k], offset, inverse, top))));
+        for (int i = 0; i < 8; i++) {
+            uint64_t even = values[2 * i], odd = values[2 * i + 1];
+            tile[32 * i + k] = (uint8_t)((even & 15) | odd << 4);
+            for (int bit = 0; bit < 2; bit++) upper[2 * i + bit] |= (even >> (4 + bit) & 1) << k | (odd >> (4 + bit) & 1) << (32 + k);
+        }
     }
-    put_halves(tile + 256, factor);
-    put_halves(tile + 288, offset);
+    if (kind == WEIGHT_INT6) memcpy(tile + 256, upper, sizeof upper);
+    tile += kind == WEIGHT_INT6 ? 384 : 256;
+    put_halves(tile, factor);
+    put_halves(tile + 32, offset);
 }
 
 /* weight: outputs x inputs, float where wide, else bf16; kind and tiles as in packed.c. */
@@ -122,7 +131,7 @@ int owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, i
             read_columns(weight, wide, outputs, inputs, 16 * block, 32 * k, columns);
             if (kind == WEIGHT_BF16) pack_bf16(columns, tile);
             else if (kind == WEIGHT_INT8) pack_int8(columns, tile);
-            else pack_int4(columns, tile);
+            else pack_levels(columns, kind, tile);
         }
     return 0;
 }

@@ -7,10 +7,12 @@
 #include <stdatomic.h>
 
 enum { SLOTS = 23 };
-enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2 };
+enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, WEIGHT_INT6 = 3 };
 
 /* Of 16 outputs x 32 inputs, see packed.c. */
-static inline int64_t tile_bytes(int64_t kind) { return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_INT8 ? 544 : 320; }
+static inline int64_t tile_bytes(int64_t kind) {
+    return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_INT8 ? 544 : kind == WEIGHT_INT6 ? 448 : 320;
+}
 
 typedef struct {
     int64_t kind;
