@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,12 +34,18 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
+def processor_seconds_of_children() -> float:
+    """Of those that have ended; other programs on a busy machine do not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_answers_within_half_a_second_and_without_torch():
     durations = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_seconds_of_children()
         result = run_command("--help")
-        durations.append(time.perf_counter() - start)
+        durations.append(processor_seconds_of_children() - start)
         assert result.returncode == 0
     assert min(durations) < 0.5
     code = "import sys; from owngpt.cli.main import main; main(['--help']); print('torch' in sys.modules, 'numpy' in sys.modules)"
@@ -46,7 +54,7 @@ def test_help_answers_within_half_a_second_and_without_torch():
 
 
 def test_import_costs_less_than_a_tenth_of_a_second():
-    code = "import time; start = time.perf_counter(); import owngpt; print(time.perf_counter() - start)"
+    code = "import time; start = time.process_time(); import owngpt; print(time.process_time() - start)"
     durations = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout) for _ in range(3)]
     assert min(durations) < 0.1
 
@@ -153,11 +161,23 @@ def test_a_closed_pipe_ends_quietly():
     assert "Traceback" not in err
 
 
+def wait_until_it_reads(process: subprocess.Popen[str]) -> None:
+    """Until it is blocked in a call whose first argument is stdin's descriptor, 0, where Linux tells; else for a while."""
+    call = Path(f"/proc/{process.pid}/syscall")
+    if not call.exists():
+        time.sleep(10)
+        return
+    before = now = ""
+    while now != before or now.split()[1:2] != ["0x0"]:
+        before, now = now, call.read_text()
+        time.sleep(0.1)
+
+
 def test_an_interrupt_ends_with_130_and_one_sentence():
     process = subprocess.Popen(
         [sys.executable, "-m", "owngpt", "generate", "model"], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(2)  # it now waits for a prompt to be piped in
+    wait_until_it_reads(process)  # a prompt that is piped in
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130

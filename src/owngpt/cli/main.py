@@ -15,7 +15,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from owngpt import __version__
 from owngpt.cli import output
-from owngpt.errors import OwnGPTError
+from owngpt.errors import OwnGPTError, UsageError
 
 EPILOGUE = (
     "`owngpt VERB --help` tells what a verb takes. Results go to stdout, progress to stderr. "
@@ -95,13 +95,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     output.tolerate_narrow_encodings()
+    return _guarded(lambda: _run(*_parsed(tokens)), debug=debug)
+
+
+def _parsed(tokens: list[str]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The verb with its arguments.
+
+    :raises UsageError: they are not as the verb wants them.
+    """
     try:
         command, bound, _ = build_app().parse_args(tokens, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        return _fail(f"{_sentence(error)} See `{' '.join(['owngpt', *(error.command_chain or ())])} --help`.", 2)
-    except OwnGPTError as error:
-        return _fail(str(error), error.exit_code)
-    return _guarded(lambda: _run(command, bound.args, bound.kwargs), debug=debug)
+        raise UsageError(f"{_sentence(error)} See `{' '.join(['owngpt', *(error.command_chain or ())])} --help`.") from error
+    return command, bound.args, bound.kwargs
 
 
 def _run(command: Callable[..., Any], positional: tuple[Any, ...], named: dict[str, Any]) -> int:
