@@ -13,12 +13,14 @@ from owngpt.errors import UsageError
 from owngpt.finetune.plan import FinetunePlan, Shape
 from owngpt.finetune.planner import (
     PATIENCE,
+    REPLAY,
     Facts,
     context_limit,
     make_plan,
     make_recipe,
     most_examples,
     optimizer_settings,
+    replay_share,
     shape_of,
 )
 from owngpt.model.config import GPTConfig
@@ -130,6 +132,29 @@ def test_general_text_lengthens_a_pass():
     plain, mixed = (planned(FinetuneConfig(epochs=4, replay=share, batch_size=1)) for share in (0.0, 0.2))
     assert mixed.course.steps == pytest.approx(plain.course.steps / 0.8, abs=1)
     assert mixed.epochs == pytest.approx(4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "share"),
+    [
+        ("sft", {}, REPLAY), ("sft", {"minutes": 3.0}, REPLAY), ("sft", {"steps": 9}, 0.0), ("sft", {"epochs": 2.0}, 0.0),
+        ("sft", {"steps": 9, "replay_from": "books"}, REPLAY), ("sft", {"replay": 0.0}, 0.0), ("sft", {"replay": 0.3}, 0.3),
+        ("sft", {"label_words": True}, 0.0), ("dpo", {}, 0.0), ("classify", {}, 0.0),
+    ],
+)  # fmt: skip
+def test_general_text_is_mixed_in_where_answers_are_learned_in_a_given_time(method: Method, options: dict, share: float):
+    settings = FinetuneConfig(**options)
+    assert replay_share(settings, method) == share
+    assert planned(settings, method=method, seconds=None if "steps" in options else 100.0, speed=900.0).replay == share
+
+
+def test_the_second_matrices_of_an_adapter_learn_faster_unless_the_rate_is_the_persons():
+    def factors(method: Method = "sft", *, is_lora: bool = True, **options: float) -> list[float]:
+        found = optimizer_settings(FinetuneConfig(**options), SMALL, method, is_lora=is_lora).rate_factors
+        return [found[name] for name in sorted(found)]
+
+    assert factors() == [0.25, 4.0]
+    assert factors(learning_rate=1e-4) == factors("dpo") == factors(is_lora=False) == []
 
 
 def test_no_more_examples_are_prepared_than_time_could_ever_use():

@@ -33,7 +33,7 @@ def rows(tmp_path: Path) -> Path:
         ({"lora_dropout": 1.0}, "--lora-dropout is 1.0, but must be from 0 to less than 1"),
         ({"held_out": 0.9}, "--held-out is 0.9"),
         ({"replay": 1.5}, "--replay is 1.5"),
-        ({"replay_from": "x"}, "add --replay 0.1"),
+        ({"replay_from": "x", "replay": 0.0}, "--replay 0 says none of it"),
         ({"columns": "prompt"}, "it takes name=column pairs"),
         ({"overflow": "cut"}, "--overflow is 'cut', but must be one of: drop, split, error"),
         ({"validation": "x", "held_out": 0.1}, "--validation and --held-out are given together"),

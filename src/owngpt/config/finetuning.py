@@ -86,8 +86,8 @@ class FinetuneConfig:
     """Share of the examples that is held out and never trained on; by default a tenth, at most 500."""
     system: str | None = None
     """A system message for conversations that have none."""
-    replay: float = 0.0
-    """Share of general text that is mixed in against forgetting, such as 0.1."""
+    replay: float | None = None
+    """Share of general text that is mixed in against forgetting; by default 0.1 where answers are learned in a given time, else 0."""
     replay_from: str | None = None
     """Where that text is: a file, a folder or the name of a corpus; by default the model writes it itself."""
     patience: int | None = None
@@ -118,7 +118,8 @@ class FinetuneConfig:
         if self.strength is not None:
             within("strength", self.strength, 0, 1, low_open=True)
         within("label_smoothing", self.label_smoothing, 0, 0.5, high_open=True)
-        within("replay", self.replay, 0, 1, high_open=True)
+        if self.replay is not None:
+            within("replay", self.replay, 0, 1, high_open=True)
         if self.held_out is not None:
             within("held_out", self.held_out, 0, 0.5)
         within("seed", self.seed, 0, MAX_SEED)
@@ -138,8 +139,8 @@ class FinetuneConfig:
             if given:
                 option = f"--{given[0].replace('_', '-')}"
                 raise UsageError(f"{option} is of adapters, and --full trains the model itself; leave one of them out")
-        if self.replay_from is not None and not self.replay:
-            raise UsageError("--replay-from names text to mix in, but not how much of it; add --replay 0.1")
+        if self.replay_from is not None and self.replay == 0:
+            raise UsageError("--replay-from names text to mix in, and --replay 0 says none of it; leave one of them out")
         if self.validation is not None and self.held_out is not None:
             raise UsageError("--validation and --held-out are given together; name the examples to hold out, or their share")
         if self.label_smoothing and self.method not in (None, "dpo"):

@@ -32,6 +32,7 @@ from owngpt.finetune.planner import (
     make_plan,
     make_recipe,
     most_examples,
+    replay_share,
     shape_of,
 )
 from owngpt.finetune.rehearsal.replay import replay_store
@@ -175,17 +176,17 @@ class Job:
     def _replay(self, material: Material, network: GPT, tokenizer: Tokenizer) -> ReplaySource | None:
         """General text against forgetting, made by the model before it learns, or read."""
         settings, folder = self.settings, self._data / "replay"
-        if not settings.replay:
+        if not (share := replay_share(settings, material.method)):
             return None
         if self.record and (folder / MANIFEST).exists():
-            return ReplaySource(ExampleStore.open(folder), settings.replay)
-        tokens = int(min(MOST_REPLAYED, max(LEAST_REPLAYED, settings.replay * REPLAYED_PASSES * material.train.stats.tokens)))
+            return ReplaySource(ExampleStore.open(folder), share)
+        tokens = int(min(MOST_REPLAYED, max(LEAST_REPLAYED, share * REPLAYED_PASSES * material.train.stats.tokens)))
         store = replay_store(
             folder, network=network, tokenizer=tokenizer, source=settings.replay_from, tokens=tokens,
             context_length=material.train.stats.longest, seconds=self.clock.replaying,
             seed=settings.seed, say=self.display.say,
         )  # fmt: skip
-        return ReplaySource(store, settings.replay)
+        return ReplaySource(store, share)
 
     # --- measuring and training ---
 

@@ -102,7 +102,7 @@ def open_rows(sources: Sequence[str], settings: FinetuneConfig, tokenizer: Token
         if getattr(settings, name) and method not in methods:
             option = f"--{name.replace('_', '-')}"
             raise UsageError(f"{option} is of {', '.join(methods)}, and these rows are for {method}; leave it out")
-    if settings.replay and method != "sft" and not settings.label_words:
+    if (settings.replay or settings.replay_from) and method != "sft" and not settings.label_words:
         raise UsageError(f"--replay mixes text between answers to learn, and the method is {method}; leave it out, or use sft")
     labels = _labels(examples) if method == "classify" else ()
     if settings.label_words:

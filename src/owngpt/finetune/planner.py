@@ -35,6 +35,8 @@ LEAST_STEPS = 60
 STEPS_A_PASS = 12
 LOOKS = 12
 """Validations of a run with a fixed number of steps."""
+REPLAY = 0.1
+"""Share of general text where nothing is said of it (benchmarks/NOTES.md)."""
 VALIDATION_SHARE = 0.1
 """Of the time to learn in: of few held-out examples, a part would tell little of when to stop."""
 PATIENCE = 4
@@ -42,6 +44,8 @@ FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
 LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
 """Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps)."""
+UP_FACTORS = {"lora_up": 4.0, "lora_down": 0.25}
+"""Of an adapter that learns answers, the second matrices learn sixteen times as fast as the first (LoRA+, arXiv 2402.12354)."""
 USUAL_SCALE = 2.0
 """What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 REFERENCE_PARAMETERS = 135e6
@@ -112,7 +116,8 @@ def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Metho
         rate = whole * (_adapter_factor(settings, method) if is_lora else 1.0) * METHOD_FACTORS[method]
     decay = settings.weight_decay or 0.0
     head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
-    return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8)
+    factors = UP_FACTORS if is_lora and method == "sft" and settings.learning_rate is None else {}
+    return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8, rate_factors=factors)
 
 
 def _adapter_factor(settings: FinetuneConfig, method: Method) -> float:
@@ -121,6 +126,15 @@ def _adapter_factor(settings: FinetuneConfig, method: Method) -> float:
     assert lora is not None
     factor = ANSWERS_FACTOR if method == "sft" else LORA_FACTOR
     return factor * min(1.0, USUAL_SCALE / lora.scale)
+
+
+def replay_share(settings: FinetuneConfig, method: Method) -> float:
+    """Of the rows that are general text: what was asked for; or else some where answers are learned, if text is named or the time
+    is, since writing it takes some, and other runs are the same whatever the clock says."""
+    if settings.replay is not None:
+        return settings.replay
+    takes_time = budget_seconds(settings) is not None and method == "sft" and not settings.label_words
+    return REPLAY if takes_time or settings.replay_from else 0.0
 
 
 def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: Facts, tokens_affordable: float) -> Shape:
@@ -204,8 +218,9 @@ def make_plan(
     """
     affordable = math.inf if seconds is None else seconds * tokens_per_second
     shape = shape_of(settings, model, recipe.method, facts, affordable)
-    a_pass = max(steps_per_epoch(shape), 1e-6) / (1.0 - settings.replay)
-    step_tokens = facts.tokens / (1.0 - settings.replay) / a_pass
+    replay = replay_share(settings, recipe.method)
+    a_pass = max(steps_per_epoch(shape), 1e-6) / (1.0 - replay)
+    step_tokens = facts.tokens / (1.0 - replay) / a_pass
     is_quick = recipe.lora is not None and recipe.method == "sft"
     steps, limit, reason = _steps(settings, facts, a_pass, step_tokens, affordable, is_quick=is_quick)
     warmup = max(0.03, min(0.1, 10 / steps))
@@ -218,7 +233,7 @@ def make_plan(
     epochs = steps / a_pass
     return FinetunePlan(
         recipe=recipe, shape=shape, course=course, examples=facts.examples, tokens=facts.tokens, epochs=epochs,
-        tokens_per_second=tokens_per_second, trained_parameters=trained_parameters, replay=settings.replay,
+        tokens_per_second=tokens_per_second, trained_parameters=trained_parameters, replay=replay,
         reasons=(
             _what_is_trained(recipe, trained_parameters, model),
             f"learning rate: {rate:.2g}, {_why_rate(settings, recipe, model)}",
