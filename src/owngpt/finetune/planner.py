@@ -44,7 +44,7 @@ FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
 LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
 """Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps)."""
-UP_FACTORS = {"lora_up": 4.0, "lora_down": 0.25}
+UP, DOWN = 4, 0.25
 """Of an adapter that learns answers, the second matrices learn sixteen times as fast as the first (LoRA+, arXiv 2402.12354)."""
 USUAL_SCALE = 2.0
 """What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
@@ -116,7 +116,8 @@ def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Metho
         rate = whole * (_adapter_factor(settings, method) if is_lora else 1.0) * METHOD_FACTORS[method]
     decay = settings.weight_decay or 0.0
     head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
-    factors = UP_FACTORS if is_lora and method == "sft" and settings.learning_rate is None else {}
+    is_plus = is_lora and method == "sft" and settings.learning_rate is None
+    factors = {"lora_up": UP, "lora_down": DOWN} if is_plus else {}
     return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8, rate_factors=factors)
 
 
@@ -239,6 +240,7 @@ def make_plan(
             f"learning rate: {rate:.2g}, {_why_rate(settings, recipe, model)}",
             _what_a_step_is(recipe, shape),
             f"steps: {reason}, {epochs:.1f} passes over {facts.examples:,} examples of {facts.tokens:,} tokens",
+            *([f"against forgetting: {replay:.0%} of the rows are general text"] if replay else []),
         ),
     )  # fmt: skip
 
@@ -289,4 +291,6 @@ def _what_a_step_is(recipe: Recipe, shape: Shape) -> str:
 def _why_rate(settings: FinetuneConfig, recipe: Recipe, model: GPTConfig) -> str:
     if settings.learning_rate:
         return "as given"
-    return f"for {'an adapter of ' if recipe.lora else ''}a model of {model.parameter_count() / 1e6:.1f}M parameters"
+    why = f"for {'an adapter of ' if recipe.lora else ''}a model of {model.parameter_count() / 1e6:.1f}M parameters"
+    factors = recipe.optimizer.rate_factors
+    return why + (f"; times {UP} for its second matrices, times {DOWN} for its first" if factors else "")
