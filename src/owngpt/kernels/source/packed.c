@@ -198,12 +198,19 @@ static Small small_rows(const Linear *l, uint8_t *room) {
     return x;
 }
 
-static inline float sum_of_half(__m512 x, int high) {
-    __m256 half = _mm512_extractf32x8_ps(x, 1);
-    if (!high) half = _mm512_castps512_ps256(x);
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+/* Lanes two apart of a, and of b, added up in each quarter of the register: a's in the even places. */
+static inline __m512 fold(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
+
+static inline __m512 fold_twos(__m512 a, __m512 b) {
+    __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+}
+
+/* Of four registers with two outputs' sums each, eight lanes an output: the even outputs' whole sums in the first quarter (and the
+ * second), the odd ones' in the third. */
+static inline __m512 fold_four(const __m512 sums[4]) {
+    __m512 quarters = fold_twos(fold(sums[0], sums[1]), fold(sums[2], sums[3]));
+    return _mm512_add_ps(quarters, _mm512_shuffle_f32x4(quarters, quarters, 0xb1));
 }
 
 /* The same for small weights: two outputs to a register, whose lanes sum four products of whole numbers; a group's sums are
@@ -213,15 +220,22 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
     const int64_t bytes = tile_bytes(kind);
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15), top = _mm512_set1_epi8(-128);
     const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    __m512 sums[pairs][rows];
+    __m512 sums[pairs][rows], offsets[rows]; /* of the outputs from 2 * from on */
     UNROLL
-    for (int i = 0; i < pairs; i++)
+    for (int m = 0; m < rows; m++) {
+        offsets[m] = _mm512_setzero_ps();
         UNROLL
-        for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
+        for (int i = 0; i < pairs; i++) sums[i][m] = _mm512_setzero_ps();
+    }
     for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
         __m512 factors = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + factors_at(kind)))), scaled[rows];
         __m512i high[rows], low[rows], less_high[rows], less_low[rows];
         if (!from) ask_ahead(tile, ahead, bytes);
+        if (kind != WEIGHT_INT8) {
+            __m512 step = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1 << 2 * pairs) - 1), tile + factors_at(kind) + 32 + 4 * from));
+            UNROLL
+            for (int m = 0; m < rows; m++) offsets[m] = _mm512_fmadd_ps(step, _mm512_set1_ps(x->sums[m * l->depth + k]), offsets[m]);
+        }
         UNROLL
         for (int m = 0; m < rows; m++) {
             int64_t group = m * l->depth + k;
@@ -256,24 +270,15 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
             }
         }
     }
+    const __m512i in_order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
     UNROLL
-    for (int i = 0; i < pairs; i++)
+    for (int m = 0; m < rows; m++) {
+        __m512 column[8], folded;
         UNROLL
-        for (int m = 0; m < rows; m++) {
-            out[m * 16 + 2 * (from + i)] = sum_of_half(sums[i][m], 0);
-            out[m * 16 + 2 * (from + i) + 1] = sum_of_half(sums[i][m], 1);
-        }
-}
-
-/* What offsets add: for 16 outputs, the sum over groups of offset * (sum of the group's inputs). */
-static void add_offsets(const Linear *l, const uint8_t *tile, const float *group_sums, float *out) {
-    for (int64_t m = 0; m < l->rows; m++) {
-        __m512 sums = _mm512_loadu_ps(out + 16 * m);
-        for (int64_t k = 0; k < l->depth; k++) {
-            __m512 offsets = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + k * tile_bytes(l->kind) + factors_at(l->kind) + 32)));
-            sums = _mm512_fmadd_ps(offsets, _mm512_set1_ps(group_sums[m * l->depth + k]), sums);
-        }
-        _mm512_storeu_ps(out + 16 * m, sums);
+        for (int i = 0; i < 8; i++) column[i] = i < pairs ? sums[i][m] : _mm512_setzero_ps();
+        folded = _mm512_permutex2var_ps(fold_four(column), in_order, pairs > 4 ? fold_four(column + 4) : _mm512_setzero_ps());
+        if (kind != WEIGHT_INT8) folded = _mm512_add_ps(folded, offsets[m]);
+        _mm512_mask_storeu_ps(out + 16 * m + 2 * from, (__mmask16)((1 << 2 * pairs) - 1), folded);
     }
 }
 
@@ -310,7 +315,6 @@ static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *
             SMALL_CASE(WEIGHT_INT4, 3, 4);
             SMALL_CASE(WEIGHT_INT4, 4, 4);
         }
-        if (l->kind != WEIGHT_INT8 && l->kind != WEIGHT_BF16) add_offsets(l, tile, x->sums, out);
         for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
     }
 }
