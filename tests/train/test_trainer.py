@@ -390,3 +390,62 @@ def test_a_run_under_a_budget_ends_at_its_step_limit_with_a_learning_rate_that_h
     assert result.step == 30
     assert time.monotonic() - start < 50
     assert lines(tmp_path)[-1]["learning_rate"] < 0.1
+
+
+def averaging(**options: Any) -> Course:
+    return Course(steps=24, evaluation_interval=4, checkpoint_seconds=0, averages_from=0.4, **options)
+
+
+def test_the_mean_of_the_looks_is_kept_unless_one_is_clearly_better(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, averaging())
+    states: list[dict[str, torch.Tensor]] = []
+    add = trainer._average.add
+
+    def noted(weights: dict[str, torch.Tensor]) -> None:
+        states.append({name: value.clone() for name, value in weights.items()})
+        add(weights)
+
+    trainer._average.add = noted  # type: ignore[method-assign]
+    result = trainer.run()
+    assert len(states) == 4  # after 12, 16, 20 and 24 steps
+    mean = {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
+    kept = trainer.module.weights()
+    assert result.averaged in (0, 4)
+    wanted = mean if result.averaged else states[(result.best_step - 12) // 4]
+    for name in mean:
+        torch.testing.assert_close(kept[name], wanted[name], rtol=1e-5, atol=1e-6)
+    assert [line["event"] for line in read_lines(tmp_path / "metrics.jsonl") if "event" in line] == ["averaged"]
+
+
+@pytest.mark.parametrize("worse", [False, True])
+def test_a_mean_that_does_worse_is_left(tmp_path: Path, worse: bool) -> None:
+    trainer = make_trainer(tmp_path, averaging())
+    trainer._begin()
+    while not trainer._is_at_end():
+        trainer._advance()
+    if worse:
+        trainer._average.weights = {name: 30 * value for name, value in trainer._average.weights.items()}
+    else:
+        trainer._average.weights = {name: value.clone() for name, value in trainer.module.weights().items()}
+    result = trainer._finish()
+    trainer._recorder.close()
+    trainer._give_lock_back()
+    assert result.averaged == (0 if worse else 4)
+    assert trainer.module.validate(trainer._validation._subset()) == pytest.approx(result.validation_loss, rel=1e-5)
+
+
+def test_a_resumed_run_has_the_same_mean(tmp_path: Path) -> None:
+    whole = make_trainer(tmp_path / "whole", averaging())
+    whole.run()
+    stopped = make_trainer(tmp_path / "stopped", averaging())
+    stopped._begin()
+    while stopped.step < 18:
+        stopped._advance()
+    stopped._save()
+    stopped._recorder.close()
+    stopped._give_lock_back()
+    resumed = make_trainer(tmp_path / "stopped", averaging())
+    assert resumed.restore() == 18
+    resumed.run()
+    expected, found = whole.module.weights(), resumed.module.weights()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)

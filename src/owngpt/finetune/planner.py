@@ -35,6 +35,8 @@ LEAST_STEPS = 60
 STEPS_A_PASS = 12
 LOOKS = 12
 """Validations of a run with a fixed number of steps."""
+AVERAGES_FROM = 0.4
+"""Share of a run after which an adapter that learns answers is a mean of its states: the rate is high, and so is their noise."""
 REPLAY = 0.1
 """Share of general text where nothing is said of it (benchmarks/NOTES.md)."""
 VALIDATION_SHARE = 0.1
@@ -230,6 +232,7 @@ def make_plan(
         steps=steps, budget_seconds=seconds, step_limit=limit, patience=_patience(settings, facts),
         accumulation=shape.accumulation, learning_rate=rate, warmup=warmup, decay=1.0 - warmup,
         evaluation_interval=max(1, steps // LOOKS), validation_share=VALIDATION_SHARE,
+        averages_from=AVERAGES_FROM if is_quick else None,
     )  # fmt: skip
     epochs = steps / a_pass
     return FinetunePlan(

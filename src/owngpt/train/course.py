@@ -34,6 +34,9 @@ class Course:
     """Steps between validations of a run with a fixed number of steps."""
     validation_share: float = 0.04
     """Of a time budget that validation may take."""
+    averages_from: float | None = None
+    """Share of the run from which on the weights at each validation are averaged; the mean is what is kept, unless one of them is
+    clearly better. None: they are not."""
     checkpoint_seconds: float = 60.0
     """Between checkpoints, at least; more where saving takes long."""
 
@@ -62,11 +65,13 @@ class TrainResult:
     training_loss: float
     """Of the last step that was taken."""
     best_step: int
-    """Of the weights that the model now has."""
+    """That did best of all; the model has its weights, or a mean."""
     validation_loss: float | None
-    """Of these weights on the validation batches; None without held-out text."""
+    """Of the weights that it has on the validation batches; None without held-out text."""
     bits_per_byte: float | None
     """The same, per byte of text."""
+    averaged: int = 0
+    """States whose mean these weights are; 0 where they are those of ``best_step``."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -145,10 +145,10 @@ class Recorder:
         words = f"held-out loss {loss:.4f}" if bits is None else f"held-out text {bits:.4f} bits per byte (loss {loss:.4f})"
         self.display.say(f"step {moment.step}: {words}{rank}")
 
-    def event(self, moment: Moment, event: str, message: str, **values: Any) -> None:
-        """Something out of the ordinary: said and written."""
+    def event(self, moment: Moment, event: str, message: str, *, is_usual: bool = False, **values: Any) -> None:
+        """Something that happened to the run: said, as a warning unless it is usual, and written."""
         self.metrics.append({"event": event, **moment.to_dict(), **values})
-        self.display.warn(message)
+        (self.display.say if is_usual else self.display.warn)(message)
 
     def samples(self, moment: Moment, samples: Sequence[dict[str, Any]]) -> None:
         """Texts the model wrote; the first one is shown."""

@@ -18,6 +18,7 @@ import torch
 from owngpt.data.batches import Batch, BatchStream
 from owngpt.errors import CheckpointError, TrainingDivergedError, UsageError
 from owngpt.train import checkpoint
+from owngpt.train.average import WeightAverage
 from owngpt.train.course import Course, TrainResult
 from owngpt.train.display import Display, make_display
 from owngpt.train.interrupts import Interrupts, TrainingInterrupted
@@ -41,6 +42,8 @@ SAVE_SHARE = 0.04
 """Of the time that saving checkpoints may take."""
 SAVE_BYTES_PER_SECOND = 2.5e8
 """Expected of the first checkpoint."""
+AS_GOOD = 1.01
+"""A mean of several states whose held-out loss is this times the least of all is preferred to it: that one is also the luckiest."""
 
 
 class Trainer:
@@ -71,6 +74,7 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.best = Best()
+        self._average = WeightAverage()
         self._clock = clock
         self._verb = verb
         self._pace = Pace(steps=course.steps, budget_seconds=course.budget_seconds, clock=clock, step_limit=course.step_limit)
@@ -121,7 +125,7 @@ class Trainer:
         return self.step
 
     def run(self) -> TrainResult:
-        """Trains to the end of the course. The model then has the weights that did best on held-out text.
+        """Trains to the end of the course. The model then has the weights that did best on held-out text, or a mean of several.
 
         :raises TrainingInterrupted: SIGINT or SIGTERM came; everything is saved.
         :raises TrainingDivergedError: steps stayed bad after going back once.
@@ -249,6 +253,8 @@ class Trainer:
             return
         loss = self._validation.run(self.module.validate, self._clock, fraction, self._token_seconds())
         self._validated = (self.step, loss)
+        if self.course.averages_from is not None and fraction >= self.course.averages_from and math.isfinite(loss):
+            self._average.add(self.module.weights())
         is_best = loss < self.best.loss
         self._since_best = 0 if is_best else self._since_best + 1
         if is_best:
@@ -271,12 +277,30 @@ class Trainer:
             raise TrainingDivergedError(self._diagnosis(f"loss {self._last.loss:.4g}", None))
         if self._is_sound():
             self._save()
-        if self.best.weights is not None and self.best.step != self.step:
-            self.module.set_weights(self.best.weights)
-        loss = self.best.loss if math.isfinite(self.best.loss) else None
+        loss, averaged = self._keep_best()
         bits = None if loss is None else self._recorder.yardsticks.validation_bits(loss)
         best_step = self.step if loss is None else self.best.step
-        return TrainResult(self.step, self.tokens, self.batches.epoch, self._pace.elapsed, self._last.loss, best_step, loss, bits)
+        return TrainResult(
+            self.step, self.tokens, self.batches.epoch, self._pace.elapsed, self._last.loss, best_step, loss, bits, averaged
+        )
+
+    def _keep_best(self) -> tuple[float | None, int]:
+        """(held-out loss of the weights that the module now gets, the number of states that they are the mean of or 0)"""
+        average = self._average
+        if average.count > 1:
+            own = self.module.weights() if self.best.step == self.step else None
+            self.module.set_weights(average.weights)
+            loss = self._validation.run(self.module.validate, self._clock, 1.0, self._token_seconds())
+            is_kept = loss <= AS_GOOD * self.best.loss
+            message = f"mean of the last {average.count} looks {'kept' if is_kept else 'not kept'}: held-out loss {loss:.4f}"
+            self._recorder.event(self._moment(), "averaged", message, is_usual=True, loss=loss, kept=is_kept)
+            if is_kept:
+                return loss, average.count
+            if own is not None:
+                self.module.set_weights(own)
+        if self.best.weights is not None and self.best.step != self.step:
+            self.module.set_weights(self.best.weights)
+        return (self.best.loss if math.isfinite(self.best.loss) else None), 0
 
     def _leave(self) -> None:
         """After SIGINT or SIGTERM: saves and raises."""
@@ -301,7 +325,7 @@ class Trainer:
         state |= {f"random.{name}": value for name, value in random_state(self.module.device).items()}
         if self.best.weights is not None and self.best.step != self.step:
             state |= {f"best.{name}": value for name, value in self.best.weights.items()}
-        return state
+        return state | {f"average.{name}": value for name, value in self._average.weights.items()}
 
     def _meta(self) -> dict[str, Any]:
         return {
@@ -311,6 +335,7 @@ class Trainer:
             "batches": self.batches.state_dict(),
             "validation": self._validation.state_dict(),
             "best": {"step": self.best.step, "loss": self.best.loss, "since": self._since_best},
+            "averaged": self._average.count,
             "spikes": self._spikes.state_dict(),
             "bad_steps": self._bad_steps,
             "rollbacks": self._rollbacks,
@@ -334,6 +359,7 @@ class Trainer:
             self.best.weights = self.module.weights()
         elif self.best.step >= 0:
             self.best.weights = {name: value.clone() for name, value in _under("best.", found.state).items()}
+        self._average.load(_under("average.", found.state), meta.get("averaged", 0))
         self._validated = tuple(meta["validated"])
         self._last = StepResult(skipped=False, **meta["last_step"])
         self._validation.load_state_dict(meta["validation"])
@@ -374,8 +400,8 @@ class Trainer:
         return max(wanted, self._save_cost / SAVE_SHARE) if wanted else 0.0
 
     def _reserve(self) -> float:
-        """Seconds that follow the last step: validation and checkpoint."""
-        return self._validation.cost + self._save_cost
+        """Seconds that follow the last step: validation, once more of the mean, and checkpoint."""
+        return self._validation.cost * (1 if self.course.averages_from is None else 2) + self._save_cost
 
     def _state_bytes(self) -> int:
         return sum(value.numel() * value.element_size() for value in self._state().values() if isinstance(value, torch.Tensor))

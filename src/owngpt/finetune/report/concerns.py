@@ -133,7 +133,7 @@ def _overfitted(
         "overfit",
         f"From step {at['step']}{passes} on, the loss on held-out examples rose again, from {losses[best]:.3f} to "
         f"{losses[-1]:.3f}, while the training loss went on to {training[-1]['loss']:.3f}: the rest was learning by heart. "
-        "The weights of the best step were kept.",
+        "What is kept does better than that.",
         f"Take fewer passes{_epochs_like(at)}, a lower learning rate{facts.lower_rate}, or more examples.",
     )  # fmt: skip
 
