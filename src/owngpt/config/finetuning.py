@@ -87,7 +87,7 @@ class FinetuneConfig:
     system: str | None = None
     """A system message for conversations that have none."""
     replay: float | None = None
-    """Share of general text that is mixed in against forgetting; by default 0.1 where answers are learned in a given time, else 0."""
+    """Share of general text that is mixed in against forgetting; by default 0.1 where answers are learned in a given time."""
     replay_from: str | None = None
     """Where that text is: a file, a folder or the name of a corpus; by default the model writes it itself."""
     patience: int | None = None

@@ -1,7 +1,7 @@
 """The mean of a run's weights, which generalises better than any one state of them and has moved less from where they began.
 
-Stochastic weight averaging (arXiv 1803.05407), of the looks at held-out text: the noise of single steps, and the luck of the look that
-happened to be the best, cancel out.
+Stochastic weight averaging (arXiv 1803.05407), of the looks at held-out text: the noise of single steps, and the luck of the
+look that happened to be the best, cancel out.
 """
 
 from __future__ import annotations

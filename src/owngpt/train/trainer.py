@@ -43,7 +43,7 @@ SAVE_SHARE = 0.04
 SAVE_BYTES_PER_SECOND = 2.5e8
 """Expected of the first checkpoint."""
 AS_GOOD = 1.01
-"""A mean of several states whose held-out loss is this times the least of all is preferred to it: that one is also the luckiest."""
+"""A mean of several states whose held-out loss is this times the least of all is preferred: that one is also the luckiest."""
 
 
 class Trainer:
