@@ -120,6 +120,8 @@ def _result(
         "loss_lower_by": 1 - tuned["loss"] / base["loss"],
         "perplexity_rise": math.exp(tuned["general_loss"] - base["general_loss"]) - 1,
         "stop_rate": tuned["stop_rate"],
+        "plain_stop_rate": tuned["plain_stop_rate"],
+        "penalty": tuned["penalty"],
         "share_of_minutes": share,
     }
     met = {
@@ -129,8 +131,11 @@ def _result(
         "time": share <= 1 + TOLERANCE,
     }
     rows = [
-        (name, f"{score['loss']:.3f}", f"{1 - score['loss'] / base['loss']:.1%}", f"{math.exp(score['general_loss']):.2f}",
-         f"{math.exp(score['general_loss'] - base['general_loss']) - 1:+.1%}", f"{score['stop_rate']:.0%}")
+        (
+            name, f"{score['loss']:.3f}", f"{1 - score['loss'] / base['loss']:.1%}", f"{math.exp(score['general_loss']):.2f}",
+            f"{math.exp(score['general_loss'] - base['general_loss']) - 1:+.1%}", f"{score['stop_rate']:.0%}",
+            f"{score['plain_stop_rate']:.0%}",
+        )
         for name, score in scores.items()
     ]  # fmt: skip
     limits = (("loss", f"≥ {LOWER:.0%} lower"), ("forgetting", f"≤ {FORGOTTEN:.0%} more perplexity"),
@@ -139,8 +144,10 @@ def _result(
         "ours: " + ", ".join(f"{text}: {'met' if met[name] else 'NOT met'}" for name, text in limits),
         f"`owngpt finetune --minutes {settings.minutes:g}` took {seconds:.0f} s from start to end ({share:.1%}); "
         f"{sizes[0]} chats learned from, {sizes[1]} held out, all scored by transformers with PEFT",
+        f"answers that stop: the likeliest, with the penalty on repetition that the run recommends ({tuned['penalty']:g} in its "
+        "generation_config.json); plain: without any",
     )
-    columns = ("side", "held-out loss", "lower by", "general perplexity", "rise", "answers that stop")
+    columns = ("side", "held-out loss", "lower by", "general perplexity", "rise", "answers that stop", "plain")
     print_table(f"{settings.minutes:g} minutes of LoRA on {settings.source}", columns, rows, notes)
     answers = {name: score.pop("answers") for name, score in scores.items()}
     return {

@@ -70,7 +70,8 @@ def score(path: str, adapter: str | None, held: str, general: str, new: int) -> 
     """A base with an adapter over it, or alone, in bfloat16 as it is served.
 
     :param held: JSON of chats whose last message is the answer. :param general: JSON of texts. :param new: longest answer.
-    :returns: loss (nats a token of the held-out answers, ends included), general_loss (nats a token), stop_rate, answers.
+    :returns: loss (nats a token of the held-out answers, ends included), general_loss (nats a token), stop_rate and answers
+        (greedy, as the adapter's generation_config.json says), plain_stop_rate (greedy, without any penalty).
     """
     tokenizer = AutoTokenizer.from_pretrained(adapter or path)
     model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16)
@@ -81,13 +82,28 @@ def score(path: str, adapter: str | None, held: str, general: str, new: int) -> 
     rows = sorted((answered(tokenizer, chat) for chat in chats), key=lambda row: len(row[0]))
     texts = [tokenizer(text)["input_ids"] for text in json.loads(Path(general).read_text(encoding="utf-8"))]
     windows = [(ids[start : start + WINDOW], [True] * WINDOW) for ids in texts for start in range(0, len(ids) - 1, WINDOW)]
-    answers = _answers(model, tokenizer, chats, new)
+    penalty = _penalty(adapter)
+    plain = _answers(model, tokenizer, chats, new, 1.0)
+    answers = plain if penalty == 1.0 else _answers(model, tokenizer, chats, new, penalty)
     return {
         "loss": _loss(model, rows),
         "general_loss": _loss(model, [(ids, learned[: len(ids)]) for ids, learned in windows if len(ids) > 1]),
-        "stop_rate": sum(answer["stopped"] for answer in answers) / len(answers),
+        "stop_rate": _stopped(answers),
+        "plain_stop_rate": _stopped(plain),
+        "penalty": penalty,
         "answers": answers,
     }
+
+
+def _penalty(adapter: str | None) -> float:
+    """On repetition, that the adapter's folder recommends to whoever serves it."""
+    file = Path(adapter or ".") / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if adapter and file.exists() else {}
+    return float(settings.get("repetition_penalty") or 1.0)
+
+
+def _stopped(answers: Sequence[dict[str, Any]]) -> float:
+    return sum(answer["stopped"] for answer in answers) / len(answers)
 
 
 def _loss(model: Any, rows: Sequence[tuple[list[int], list[bool]]]) -> float:
@@ -101,7 +117,7 @@ def _loss(model: Any, rows: Sequence[tuple[list[int], list[bool]]]) -> float:
     return total / count
 
 
-def _answers(model: Any, tokenizer: Any, chats: Sequence[Any], new: int) -> list[dict[str, Any]]:
+def _answers(model: Any, tokenizer: Any, chats: Sequence[Any], new: int, penalty: float) -> list[dict[str, Any]]:
     """Greedy, in batches padded on the left."""
     tokenizer.padding_side = "left"
     if tokenizer.pad_token is None:
@@ -113,7 +129,9 @@ def _answers(model: Any, tokenizer: Any, chats: Sequence[Any], new: int) -> list
             [chat[:-1] for chat in part], add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
         )
         length = given["input_ids"].shape[1]
-        written: Tensor = model.generate(**given, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+        written: Tensor = model.generate(
+            **given, max_new_tokens=new, do_sample=False, pad_token_id=tokenizer.pad_token_id, repetition_penalty=penalty
+        )
         for chat, ids in zip(part, written[:, length:].tolist(), strict=True):
             text = tokenizer.decode(ids, skip_special_tokens=True)
             stopped = tokenizer.eos_token_id in ids

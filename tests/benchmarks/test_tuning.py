@@ -144,6 +144,12 @@ def test_the_peer_tunes_saves_and_is_scored(spec: SpecOf, chats: Chats, tmp_path
     assert tuned["loss"] < base["loss"]
     assert len(tuned["answers"]) == len(chats)
     assert 0 <= tuned["stop_rate"] <= 1
+    assert (tuned["penalty"], tuned["plain_stop_rate"]) == (1.0, tuned["stop_rate"])
+    (tmp_path / "adapter" / "generation_config.json").write_text('{"repetition_penalty": 1.5}', encoding="utf-8")
+    again = scorer.score(str(tmp_path / "adapter"), held, general, 8)
+    assert again["penalty"] == 1.5
+    assert again["plain_stop_rate"] == tuned["plain_stop_rate"]
+    assert [each["answer"] for each in again["answers"]] != [each["answer"] for each in tuned["answers"]]
 
 
 def test_the_same_question_is_never_on_both_sides(chats: Chats) -> None:

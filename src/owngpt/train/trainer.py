@@ -264,7 +264,7 @@ class Trainer:
             self._moment(), loss, best=is_best, seconds=self._validation.cost, metrics=self.module.validation_metrics
         )
         if self._has_lost_patience():
-            message = f"the held-out loss has not fallen {self._since_best} times in a row: the run ends with the best weights"
+            message = f"the held-out loss has not fallen {self._since_best} times in a row: the run ends here"
             self._recorder.event(self._moment(), "stopped_early", message)
 
     def _finish(self) -> TrainResult:
