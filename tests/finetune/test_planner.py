@@ -148,15 +148,6 @@ def test_general_text_is_mixed_in_where_answers_are_learned_in_a_given_time(meth
     assert planned(settings, method=method, seconds=None if "steps" in options else 100.0, speed=900.0).replay == share
 
 
-def test_the_second_matrices_of_an_adapter_learn_faster_unless_the_rate_is_the_persons():
-    def factors(method: Method = "sft", *, is_lora: bool = True, **options: float) -> list[float]:
-        found = optimizer_settings(FinetuneConfig(**options), SMALL, method, is_lora=is_lora).rate_factors
-        return [found[name] for name in sorted(found)]
-
-    assert factors() == [0.25, 4.0]
-    assert factors(learning_rate=1e-4) == factors("dpo") == factors(is_lora=False) == []
-
-
 def test_no_more_examples_are_prepared_than_time_could_ever_use():
     assert most_examples(SMALL, None) is None
     assert 3_000 < (most_examples(SMALL, 300.0) or 0) < 30_000

@@ -74,16 +74,3 @@ def test_every_kind_of_parameter_learns(kind: str, dtype: torch.dtype) -> None:
     losses = [module.run([batch], 0.3).loss for _ in range(20)]
     assert losses[-1] < 0.8 * losses[0]
     assert [name for name, value in model.named_parameters() if torch.equal(value.float(), before[name])] == []
-
-
-def test_some_parameters_learn_faster_or_slower_than_the_others() -> None:
-    def moved(**factors: float) -> dict[str, float]:
-        module = TrainModule(make_module(dropout=0.0).model, OptimizerSettings("adamw", rate_factors=factors))
-        before = module.weights()
-        module.run([Batches(split_of(text(0)), context_length=CONTEXT, batch_size=2, seed=3).next()], 1.0)
-        return {name: float((value - before[name]).abs().max()) for name, value in module.weights().items()}
-
-    plain = moved()
-    assert min(plain.values()) > 1e-3
-    assert moved(weight=0.5) == pytest.approx({name: distance / 2 for name, distance in plain.items()}, rel=0.02)
-    assert moved(other=0.5) == plain

@@ -46,8 +46,6 @@ FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
 LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
 """Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps)."""
-UP, DOWN = 4, 0.25
-"""Of an adapter that learns answers, the second matrices learn sixteen times as fast as the first (LoRA+, arXiv 2402.12354)."""
 USUAL_SCALE = 2.0
 """What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 REFERENCE_PARAMETERS = 135e6
@@ -118,9 +116,7 @@ def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Metho
         rate = whole * (_adapter_factor(settings, method) if is_lora else 1.0) * METHOD_FACTORS[method]
     decay = settings.weight_decay or 0.0
     head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
-    is_plus = is_lora and method == "sft" and settings.learning_rate is None
-    factors = {"lora_up": UP, "lora_down": DOWN} if is_plus else {}
-    return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8, rate_factors=factors)
+    return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8)
 
 
 def _adapter_factor(settings: FinetuneConfig, method: Method) -> float:
@@ -294,6 +290,4 @@ def _what_a_step_is(recipe: Recipe, shape: Shape) -> str:
 def _why_rate(settings: FinetuneConfig, recipe: Recipe, model: GPTConfig) -> str:
     if settings.learning_rate:
         return "as given"
-    why = f"for {'an adapter of ' if recipe.lora else ''}a model of {model.parameter_count() / 1e6:.1f}M parameters"
-    factors = recipe.optimizer.rate_factors
-    return why + (f"; times {UP} for its second matrices, times {DOWN} for its first" if factors else "")
+    return f"for {'an adapter of ' if recipe.lora else ''}a model of {model.parameter_count() / 1e6:.1f}M parameters"

@@ -6,7 +6,6 @@ refreshes the parameter, so nothing is cast in the forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -36,8 +35,6 @@ class OptimizerSettings:
     momentum: float = 0.95
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-10
-    rate_factors: Mapping[str, float] = field(default_factory=dict)
-    """Times the rate, by the last part of a parameter's name."""
 
 
 @dataclass
@@ -92,7 +89,6 @@ class Optimizer:
         else:
             rate = settings.head_rate if name.startswith(("output_head.", "score.")) else settings.embedding_rate
             entry = _Entry(name, parameter, master, rate, settings.embedding_decay)
-        entry.rate *= settings.rate_factors.get(name.rpartition(".")[2], 1.0)
         names = ("momentum",) if entry.parts else ("mean", "square")
         entry.state = {key: torch.zeros_like(master) for key in names}
         return entry
