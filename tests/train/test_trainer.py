@@ -155,7 +155,7 @@ def test_a_run_with_a_time_budget_ends_on_time(tmp_path: Path) -> None:
     course = Course(steps=2_000, budget_seconds=budget, checkpoint_seconds=0.5)  # a line for every step
     trainer = make_trainer(tmp_path, course, on_sample=lambda model: time.sleep(5) or [])
     result = trainer.run()
-    assert time.monotonic() - start == pytest.approx(budget, rel=0.1)
+    assert time.monotonic() - start == pytest.approx(budget, rel=0.2)  # of three seconds, beside other tests
     assert lines(tmp_path)[-1]["learning_rate"] < 0.1, "the decay must end with the time, however wrong the estimated steps were"
     assert max(line["learning_rate"] for line in lines(tmp_path)) > 0.9
     validation = lines(tmp_path, "validation")

@@ -95,7 +95,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in tokens
     tokens = [token for token in tokens if token != "--debug"]
     output.tolerate_narrow_encodings()
-    return _guarded(lambda: _run(*_parsed(tokens)), debug=debug)
+    try:
+        command, positional, named = _parsed(tokens)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except OwnGPTError as error:
+        return _fail(str(error), error.exit_code)
+    return _guarded(lambda: _run(command, positional, named), debug=debug)
 
 
 def _parsed(tokens: list[str]) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:

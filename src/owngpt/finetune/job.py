@@ -176,7 +176,8 @@ class Job:
     def _replay(self, material: Material, network: GPT, tokenizer: Tokenizer) -> ReplaySource | None:
         """General text against forgetting, made by the model before it learns, or read."""
         settings, folder = self.settings, self._data / "replay"
-        if not (share := replay_share(settings, material.method)):
+        share = plan_of(self.record, self.run_folder).replay if self.record else replay_share(settings, material.method)
+        if not share:
             return None
         if self.record and (folder / MANIFEST).exists():
             return ReplaySource(ExampleStore.open(folder), share)

@@ -6,6 +6,7 @@ look that happened to be the best, cancel out.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -26,6 +27,6 @@ class WeightAverage:
             for name, mean in self.weights.items():
                 mean.lerp_(weights[name], 1.0 / self.count)
 
-    def load(self, weights: dict[str, Tensor], count: int) -> None:
-        """Go on from a mean of so many states."""
-        self.weights, self.count = {name: value.clone() for name, value in weights.items()}, count
+    def load(self, weights: dict[str, Tensor], count: int, device: torch.device) -> None:
+        """Go on from a mean of so many states, on the device of those that follow."""
+        self.weights, self.count = {name: value.to(device, copy=True) for name, value in weights.items()}, count

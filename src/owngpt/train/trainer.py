@@ -268,7 +268,7 @@ class Trainer:
             self._recorder.event(self._moment(), "stopped_early", message)
 
     def _finish(self) -> TrainResult:
-        """The last validation and checkpoint; the model gets its best weights."""
+        """The last validation and checkpoint; the model gets its best weights, or a mean."""
         if self._interrupts.requested:
             self._leave()
         if self._validation.is_possible():
@@ -359,7 +359,7 @@ class Trainer:
             self.best.weights = self.module.weights()
         elif self.best.step >= 0:
             self.best.weights = {name: value.clone() for name, value in _under("best.", found.state).items()}
-        self._average.load(_under("average.", found.state), meta.get("averaged", 0))
+        self._average.load(_under("average.", found.state), meta.get("averaged", 0), self.module.device)
         self._validated = tuple(meta["validated"])
         self._last = StepResult(skipped=False, **meta["last_step"])
         self._validation.load_state_dict(meta["validation"])

@@ -105,3 +105,12 @@ def test_batches_mix_it_in(tmp_path: Path, network: GPT, words: Tokenizer) -> No
     batches = ExampleBatches(store, context_length=96, batch_size=1, seed=0, replay=ReplaySource(replayed, 0.25))
     rows = [batches.next() for _ in range(40)]
     assert sum(bool((batch.inputs[0, :5] != 65).any()) for batch in rows) == 10
+
+
+@pytest.mark.parametrize("seconds", [None, 0.0])
+def test_rows_too_short_for_much_still_have_something(
+    tmp_path: Path, network: GPT, words: Tokenizer, seconds: float | None
+) -> None:
+    store = made(tmp_path / "store", network, words, None, tokens=200, context_length=14, seconds=seconds)
+    assert len(store) >= 1
+    assert all(0 < encoded.targets <= 14 for encoded in store)

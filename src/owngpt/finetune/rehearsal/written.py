@@ -46,6 +46,8 @@ def written_texts(
     Half are answers to questions where it has a chat template, in its own words and layout; the others go on from openings. In
     the languages that it knows.
 
+    Where all of them are too short to remind of much, the longest one is what there is.
+
     :param tokens: of all texts together, about.
     :param deadline: of ``time.monotonic()``: what was written until then is used, and there is always something.
     """
@@ -55,7 +57,7 @@ def written_texts(
     longest = min(context_length, max(len(prompt) for prompt in pool) + LENGTH)
     written = useful = 0
     with open_writer(network, tokenizer, longest=longest, most=MOST_ROWS) as (engine, rows):
-        number = 0
+        number, spare = 0, None
         while written < tokens:
             streams: list[tuple[tuple[int, ...], Stream]] = []
             for _ in range(rows):
@@ -71,8 +73,12 @@ def written_texts(
                 if text.targets >= LEAST:
                     useful += 1
                     yield text
-            if useful and deadline is not None and time.monotonic() >= deadline:
-                return
+                elif text.targets and (spare is None or text.targets > spare.targets):
+                    spare = text
+            if (useful or spare) and deadline is not None and time.monotonic() >= deadline:
+                break
+        if not useful and spare is not None:
+            yield spare
 
 
 def _languages(network: GPT, tokenizer: Tokenizer) -> tuple[GeneralLanguage, ...]:

@@ -133,15 +133,16 @@ def _overfitted(
         "overfit",
         f"From step {at['step']}{passes} on, the loss on held-out examples rose again, from {losses[best]:.3f} to "
         f"{losses[-1]:.3f}, while the training loss went on to {training[-1]['loss']:.3f}: the rest was learning by heart. "
-        "What is kept does better than that.",
-        f"Take fewer passes{_epochs_like(at)}, a lower learning rate{facts.lower_rate}, or more examples.",
+        "The weights of that step, or a mean that did about as well, were kept.",
+        f"Take fewer passes{_epochs_like(at, facts)}, a lower learning rate{facts.lower_rate}, or more examples.",
     )  # fmt: skip
 
 
-def _epochs_like(record: Mapping[str, Any]) -> str:
-    """As many as had been taken then, to a tenth."""
+def _epochs_like(record: Mapping[str, Any], facts: RunFacts) -> str:
+    """As many as had been taken then, to a tenth; and as much general text, which is the default only where the time is given."""
     epoch = round(record.get("epoch") or 0.0, 1)
-    return f" (--epochs {epoch:g})" if epoch else ""
+    replay = f" --replay {facts.replay:g}" if facts.replay else ""
+    return f" (--epochs {epoch:g}{replay})" if epoch else ""
 
 
 def _endless(comparison: Comparison, after: Measurement) -> Iterator[Concern]:

@@ -25,7 +25,7 @@ MOST_CLASSES = 30
 
 
 def draw_losses(metrics: Path, picture: Path) -> bool:
-    """Draw ``metrics.jsonl``: training and held-out loss over the steps, the kept weights marked.
+    """Draw ``metrics.jsonl``: training and held-out loss over the steps, the best look marked.
 
     Returns False, and draws nothing, when there is no training line.
     """
