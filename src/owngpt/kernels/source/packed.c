@@ -13,8 +13,6 @@
 
 enum { TILE = 512 };
 
-/* Where the factors of a quantized tile lie; where there are offsets, they follow. */
-static inline int64_t factors_at(int64_t kind) { return kind == WEIGHT_INT4 ? 256 : kind == WEIGHT_INT6 ? 384 : 512; }
 static inline uint16_t factor_of(const uint8_t *tile, int64_t kind, int row) { return ((const uint16_t *)(tile + factors_at(kind)))[row]; }
 static inline uint16_t offset_of(const uint8_t *tile, int64_t kind, int row) { return factor_of(tile, kind, row + 16); }
 

@@ -47,7 +47,7 @@ static void pack_int8(const __m512 columns[GROUP], uint8_t *tile) {
         _mm_storeu_si128((__m128i *)values, _mm512_cvtsepi32_epi8(q));
         for (int i = 0; i < 16; i++) tile[32 * i + k] = (uint8_t)values[i];
     }
-    put_halves(tile + 512, factor);
+    put_halves(tile + factors_at(WEIGHT_INT8), factor);
 }
 
 static inline __m512 level(__m512 x, __m512 low, __m512 inverse, float top) {
@@ -115,9 +115,8 @@ static void pack_levels(const __m512 columns[GROUP], int kind, uint8_t *tile) {
         }
     }
     if (kind == WEIGHT_INT6) memcpy(tile + 256, upper, sizeof upper);
-    tile += kind == WEIGHT_INT6 ? 384 : 256;
-    put_halves(tile, factor);
-    put_halves(tile + 32, offset);
+    put_halves(tile + factors_at(kind), factor);
+    put_halves(tile + factors_at(kind) + 32, offset);
 }
 
 /* weight: outputs x inputs, float where wide, else bf16; kind and tiles as in packed.c. */

@@ -14,6 +14,9 @@ static inline int64_t tile_bytes(int64_t kind) {
     return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_INT8 ? 544 : kind == WEIGHT_INT6 ? 448 : 320;
 }
 
+/* Where the factors of a quantized tile lie; where there are offsets, they follow. */
+static inline int64_t factors_at(int64_t kind) { return kind == WEIGHT_INT4 ? 256 : kind == WEIGHT_INT6 ? 384 : 512; }
+
 typedef struct {
     int64_t kind;
     int64_t slots[SLOTS];
