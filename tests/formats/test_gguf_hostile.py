@@ -42,14 +42,14 @@ def refused(content: bytes, path: Path) -> str:
     """The message with which a file is refused; it must come soon and cheaply."""
     path.write_bytes(content)
     tracemalloc.start()
-    start = time.monotonic()
+    start = time.process_time()
     try:
         with pytest.raises(OwnGPTError) as caught:
             load_gguf(path)
         assert tracemalloc.get_traced_memory()[1] < MOST_BYTES
     finally:
         tracemalloc.stop()
-    assert time.monotonic() - start < 10
+    assert time.process_time() - start < 10
     message = str(caught.value)
     assert str(path) in message
     assert "\n" not in message

