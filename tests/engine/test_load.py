@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from owngpt.config.generation import GenerationConfig
 from owngpt.engine import load, quality, tuning
 from owngpt.engine.load import Quantize, load_engine, open_engine
-from owngpt.engine.packing import Packer, each_packed, pack_model, packed_bytes, recordable, requantized
+from owngpt.engine.packing import Packer, pack_model, packed_bytes, packed_kinds, recordable, requantized
 from owngpt.engine.request import Request
 from owngpt.engine.runner import PackedRunner, Part
 from owngpt.engine.torch_runner import TorchRunner
@@ -54,12 +54,6 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def weights_of(runner: PackedRunner) -> set[str]:
-    found: set[str] = set()
-    each_packed(runner.model, lambda weight: found.add(weight.kind))
-    return found
-
-
 def written(engine: load.PreparedEngine) -> tuple[int, ...]:
     with engine:
         request = Request((3, 5, 8), GenerationConfig(max_new_tokens=12, temperature=0.0), end_ids=frozenset())
@@ -68,13 +62,22 @@ def written(engine: load.PreparedEngine) -> tuple[int, ...]:
 
 @needs_tiles
 @pytest.mark.parametrize(
-    ("quantize", "kinds"), [("none", {"bf16"}), ("int8", {"int8"}), ("int4", {"int4", "int6"}), ("auto", {"bf16"})]
+    ("quantize", "kinds", "called"),
+    [
+        ("none", {"compact"}, "bf16"),
+        ("int8", {"int8"}, "int8"),
+        ("int4", {"int4", "int6"}, "int4"),
+        ("auto", {"compact"}, "bf16"),
+    ],
 )
-def test_weights_are_packed_as_asked(folder: Path, quantize: Quantize, kinds: set[str]) -> None:
+def test_weights_are_packed_as_asked(folder: Path, quantize: Quantize, kinds: set[str], called: str) -> None:
     loaded = load_engine(folder, quantize=quantize)
     assert isinstance(loaded.engine.runner, PackedRunner)
-    assert weights_of(loaded.engine.runner) == kinds
-    assert loaded.engine.setup.weights in kinds
+    assert packed_kinds(loaded.engine.runner.model) == kinds
+    setup = loaded.engine.setup
+    assert setup.weights == called
+    assert setup.compact == (called == "bf16")
+    assert (f"{called} weights in 12 bits each without loss" in str(setup)) == setup.compact
     assert loaded.engine.setup.weight_bytes == packed_bytes(loaded.engine.runner.model)
     assert len(written(loaded.engine)) == 12
 
@@ -231,12 +234,17 @@ def test_a_fingerprint_follows_the_weights(folder: Path) -> None:
 
 @needs_tiles
 def test_what_was_tuned_once_is_not_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = tuning.tune(PackedRunner(pack_model(model_of().bfloat16(), "bf16"), 8))
+    found = tuning.tune(PackedRunner(pack_model(model_of().bfloat16(), "int8"), 8))
     assert 2 <= found.tiles_from <= 5
     assert found.threads >= 1
     monkeypatch.setattr(tuning, "_measure", None)
-    runner = PackedRunner(pack_model(model_of().bfloat16(), "bf16"), 8)
+    runner = PackedRunner(pack_model(model_of().bfloat16(), "int8"), 8)
     assert tuning.tune(runner) == found
     assert runner.model.blocks[0].mlp.down.packed.tiles_from == found.tiles_from
     assert len(runner.model.blocks) == 2
     assert runner.run([Part([1, 2, 3], 0, [1])]).shape == (1, poem.tokenizer().vocab_size + 8)
+
+
+@needs_tiles
+def test_bfloat16_needs_no_choice_between_products() -> None:
+    assert tuning.tune(PackedRunner(pack_model(model_of().bfloat16(), "bf16"), 8)).tiles_from == 1

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from owngpt.kernels import packed, tape
+from owngpt.kernels.memory import LINE, HugePages
 from owngpt.kernels.packed import FEW, Kind, PackedWeight
 
 pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no AMX tiles on this machine")
 
-KINDS: tuple[Kind, ...] = ("bf16", "int8", "int6", "int4")
+KINDS: tuple[Kind, ...] = ("bf16", "compact", "int8", "int6", "int4")
 SHAPES = ((16, 32), (5, 33), (37, 100), (960, 576), (64, 1536))
 ROUNDING = 2.0**-7
 """Two roundings to bfloat16."""
@@ -19,6 +20,12 @@ ROUNDING = 2.0**-7
 
 def weight_of(outputs: int, inputs: int, seed: int = 0) -> Tensor:
     return torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(seed))
+
+
+def pack(weight: Tensor, kind: Kind) -> PackedWeight:
+    made = packed.pack_exactly(weight) if kind == "compact" else packed.pack(weight, kind)
+    assert made.kind == kind
+    return made
 
 
 def product(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -32,7 +39,7 @@ def product(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.d
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("outputs", "inputs"), SHAPES)
 def test_products_are_those_of_the_unpacked_weight(kind: Kind, outputs: int, inputs: int) -> None:
-    weight = packed.pack(weight_of(outputs, inputs), kind)
+    weight = pack(weight_of(outputs, inputs), kind)
     bias = weight_of(1, outputs, seed=1)[0]
     for rows in (1, 2, 3, 4, 5, 16, 17, 49):
         x = weight_of(rows, inputs, seed=rows).bfloat16()
@@ -45,7 +52,7 @@ def test_products_are_those_of_the_unpacked_weight(kind: Kind, outputs: int, inp
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_same_product_alone_and_among_others(kind: Kind) -> None:
-    weight = packed.pack(weight_of(80, 96), kind)
+    weight = pack(weight_of(80, 96), kind)
     weight.tiles_from = 1
     x = weight_of(40, 96, seed=2).bfloat16()
     together = product(x, weight, None, torch.float32)
@@ -53,11 +60,13 @@ def test_a_row_has_the_same_product_alone_and_among_others(kind: Kind) -> None:
         assert torch.equal(product(x[row : row + 1], weight, None, torch.float32)[0], together[row])
 
 
-@pytest.mark.parametrize(("kind", "worst"), [("bf16", 0.003), ("int8", 0.007), ("int6", 0.02), ("int4", 0.08)])
+@pytest.mark.parametrize(
+    ("kind", "worst"), [("bf16", 0.003), ("compact", 0.003), ("int8", 0.007), ("int6", 0.02), ("int4", 0.08)]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_packing_loses_as_little_as_its_bits_allow(kind: Kind, worst: float, dtype: torch.dtype) -> None:
     weight = weight_of(48, 160).to(dtype)
-    error = packed.pack(weight, kind).unpacked() - weight.float()
+    error = pack(weight, kind).unpacked() - weight.float()
     assert float(error.square().mean().sqrt() / weight.float().square().mean().sqrt()) < worst
 
 
@@ -66,14 +75,14 @@ def test_four_bits_are_spent_better_than_from_the_least_to_the_greatest_value() 
     groups = weight.view(64, 10, 32)
     low, step = groups.amin(-1, keepdim=True), (groups.amax(-1, keepdim=True) - groups.amin(-1, keepdim=True)) / 15
     simple = ((groups - low) / step).round() * step + low
-    error = (packed.pack(weight, "int4").unpacked() - weight).square().mean()
+    error = (pack(weight, "int4").unpacked() - weight).square().mean()
     assert float(error) < 0.9 * float((simple - groups).square().mean())
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-3, 1e4])
 def test_equal_values_and_zeros_stay_what_they_are(kind: Kind, value: float) -> None:
-    unpacked = packed.pack(torch.full((16, 64), value), kind).unpacked()
+    unpacked = pack(torch.full((16, 64), value), kind).unpacked()
     assert torch.allclose(unpacked, torch.full((16, 64), value), rtol=0.01, atol=1e-7)
 
 
@@ -95,17 +104,81 @@ def test_what_is_stored_in_groups_is_kept_exactly() -> None:
         assert torch.allclose(packed.widened(stored).unpacked(), values.bfloat16().float(), rtol=2**-7, atol=0)
 
 
+def seldom(outputs: int, inputs: int, value: float) -> Tensor:
+    """Weights as models have them, with another one here and there, the corners included."""
+    weight = weight_of(outputs, inputs) / 50
+    chosen = torch.rand(outputs, inputs, generator=torch.Generator().manual_seed(3)) < 1 / 2_000
+    chosen[0, 0] = chosen[-1, -1] = True
+    return torch.where(chosen, value, weight)
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1e-30, -1e-9, 1e30, -70.0])
+@pytest.mark.parametrize(("outputs", "inputs"), [(37, 575), (64, 576), (16, 4096)])
+def test_compact_weights_are_those_of_bfloat16_bit_for_bit(outputs: int, inputs: int, value: float) -> None:
+    weight = seldom(outputs, inputs, value)
+    compact, expected = pack(weight, "compact"), weight.bfloat16()
+    assert compact.bytes < 0.8 * packed.pack(weight, "bf16").bytes
+    assert torch.equal(compact.unpacked().bfloat16().view(torch.int16), expected.view(torch.int16))
+    ids = torch.arange(outputs)
+    recorded = tape.Tape(tape.BufferPool())
+    with recorded.record():
+        rows = packed.embed(ids, compact)
+    recorded.run()
+    assert torch.equal(rows.view(torch.int16), expected.view(torch.int16))
+    for count in (1, 2, 3, 4, 20):  # the products see them too
+        x = weight_of(count, inputs, seed=count).bfloat16()
+        exact = x.double() @ expected.double().T
+        for compact.tiles_from in (1, FEW + 1):
+            found = product(x, compact, None, torch.float32)
+            assert float((found - exact).abs().max()) < 1e-5 * float(exact.abs().max())
+
+
+def test_zeros_of_which_there_are_many_cost_nothing() -> None:
+    weight = weight_of(64, 576) / 50
+    weight[torch.rand(64, 576, generator=torch.Generator().manual_seed(1)) < 0.3] = 0.0
+    compact = pack(weight, "compact")
+    fixed = 4 * (18 * packed.TILE_BYTES["compact"] + packed.UPPER_BYTES)
+    assert compact.bytes - fixed < packed.EXCEPTION_BYTES * 64
+    assert torch.equal(compact.unpacked(), weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_weight_with_too_many_magnitudes_stays_as_it_is(dtype: torch.dtype) -> None:
+    weight = (weight_of(48, 64) * 2.0 ** torch.linspace(-14, 14, 64)).to(dtype)
+    kept = packed.pack_exactly(weight)
+    assert kept.kind == "bf16"
+    assert torch.equal(kept.unpacked(), weight.bfloat16().float())
+
+
+@pytest.mark.parametrize("kind", ["bf16", "int8", "int4"])
+def test_quantized_weights_become_compact_as_they_become_bfloat16(kind: Kind) -> None:
+    weight = packed.pack(weight_of(37, 96), kind)
+    compact = packed.pack_exactly(weight)
+    assert compact.kind == "compact"
+    assert torch.equal(compact.unpacked(), weight.unpacked().bfloat16().float())
+
+
+def test_the_memory_that_exceptions_did_not_need_is_taken_again() -> None:
+    memory = HugePages()
+    first = packed.pack_exactly(weight_of(64, 576), memory)
+    second = packed.pack_exactly(weight_of(64, 576, seed=1), memory)
+    gap = second.tiles.data_ptr() - first.tiles.data_ptr() - first.bytes
+    assert 0 <= gap < LINE
+    for seed, kept in enumerate((first, second)):
+        assert torch.equal(kept.unpacked(), weight_of(64, 576, seed=seed).bfloat16().float())
+
+
 @pytest.mark.parametrize("kind", ["int4", "int6"])
 def test_sixteen_evenly_spaced_levels_survive(kind: Kind) -> None:
     levels = torch.arange(16).repeat(2).float() * 0.25 - 1.5
     weight = levels[torch.stack([torch.randperm(32, generator=torch.Generator().manual_seed(row)) for row in range(16)])]
-    assert torch.allclose(packed.pack(weight, kind).unpacked(), weight, atol=0 if kind == "int4" else 1e-3)
+    assert torch.allclose(pack(weight, kind).unpacked(), weight, atol=0 if kind == "int4" else 1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_embedding_gives_rows_of_the_weight_times_the_factor(kind: Kind, dtype: torch.dtype) -> None:
-    weight = packed.pack(weight_of(37, 100), kind)
+    weight = pack(weight_of(37, 100), kind)
     ids = torch.tensor([[0, 36, 16, 15, 0]], dtype=dtype)
     recorded = tape.Tape(tape.BufferPool())
     with recorded.record():
@@ -118,7 +191,7 @@ def test_embedding_gives_rows_of_the_weight_times_the_factor(kind: Kind, dtype: 
 @pytest.mark.parametrize("tanh_form", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_the_joined_gated_layer_is_its_parts_one_after_another(kind: Kind, tanh_form: bool, biased: bool) -> None:
-    gate_up, down = packed.pack(weight_of(192, 64) / 8, kind), packed.pack(weight_of(64, 96, seed=1) / 8, kind)
+    gate_up, down = pack(weight_of(192, 64) / 8, kind), pack(weight_of(64, 96, seed=1) / 8, kind)
     biases = (weight_of(1, 192, seed=3)[0], weight_of(1, 64, seed=4)[0]) if biased else (None, None)
     for rows in (1, 16, 33):
         x = weight_of(rows, 64, seed=rows).bfloat16()

@@ -88,6 +88,8 @@ def _show(found: dict[str, Any]) -> None:
 def _tuned(values: dict[str, Any]) -> str:
     """What was chosen by timing whole steps of a model."""
     threads = f"{values['threads']} thread{'s' if values['threads'] > 1 else ''}"
+    if values["tiles_from"] == 1:
+        return f"matrix tiles, {threads}"
     return f"vector products below {values['tiles_from']} rows, matrix tiles from there on, {threads}"
 
 

@@ -12,7 +12,7 @@ import torch
 from owngpt.engine import quality
 from owngpt.engine.engine import Engine
 from owngpt.engine.graph_runner import GraphRunner
-from owngpt.engine.packing import Packer, pack_model, packed_bytes, recordable
+from owngpt.engine.packing import Packer, pack_model, packed_bytes, packed_kinds, recordable
 from owngpt.engine.paged import BLOCK, PagedMemory
 from owngpt.engine.runner import PackedRunner
 from owngpt.engine.torch_runner import TorchRunner
@@ -51,11 +51,14 @@ class Setup:
     memory_tokens: int
     """Tokens of all texts together that the cache has room for."""
     threads: int
+    compact: bool = False
+    """bf16 weights are kept in 12 bits each, without loss."""
 
     def __str__(self) -> str:
         kernels = "compiled kernels" if self.runner == "packed" else "PyTorch"
+        weights = f"{self.weights} weights" + (" in 12 bits each without loss" if self.compact else "")
         return (
-            f"{kernels}, {self.weights} weights ({self.weight_bytes / MEBIBYTE:,.0f} MiB; {self.reason}), "
+            f"{kernels}, {weights} ({self.weight_bytes / MEBIBYTE:,.0f} MiB; {self.reason}), "
             f"{self.threads} threads, cache for {self.memory_tokens:,} tokens ({self.memory_bytes / MEBIBYTE:,.0f} MiB at most)"
         )
 
@@ -222,7 +225,10 @@ def _packed_engine(
     blocks = _blocks(model.config, per_block, memory, most_rows)
     runner = PackedRunner(model, blocks)
     tune(runner)
-    setup = Setup("packed", kind, reason, packed_bytes(model), blocks * per_block, (blocks - 1) * BLOCK, torch.get_num_threads())
+    setup = Setup(
+        "packed", kind, reason, packed_bytes(model), blocks * per_block, (blocks - 1) * BLOCK, torch.get_num_threads(),
+        compact=kind == "bf16" and "compact" in packed_kinds(model),
+    )  # fmt: skip
     engine = PreparedEngine(runner, tokenizer, setup, most_rows)
     if reason == UNMEASURED:
         engine.measure_when_idle(key)

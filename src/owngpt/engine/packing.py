@@ -122,10 +122,10 @@ class Packer:
 
     @property
     def kind(self) -> Kind:
-        """What most of the weights have become."""
+        """What most of the weights have become; bf16 where they are compact, which is the same numbers."""
         sizes: Counter[Kind] = Counter()
         for weight in self.weights.values():
-            sizes[weight.kind] += weight.outputs * weight.inputs
+            sizes["bf16" if weight.kind == "compact" else weight.kind] += weight.outputs * weight.inputs
         return sizes.most_common(1)[0][0]
 
     def _packed(self, module: str, tensor: Tensor | GroupedTensor) -> PackedWeight:
@@ -135,11 +135,11 @@ class Packer:
         elif module in ("embedding", "output_head") and kind == "int4":
             kind = "int6"
         if not isinstance(tensor, GroupedTensor):
-            return packed.pack(tensor, kind, self._memory)
-        if self._keep_groups or kind in ("bf16", f"int{tensor.bits}"):
-            is_widened = kind == "bf16" and not self._keep_groups
-            weight = packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets, None if is_widened else self._memory)
-            return packed.widened(weight, self._memory) if is_widened else weight
+            return packed.pack_exactly(tensor, self._memory) if kind == "bf16" else packed.pack(tensor, kind, self._memory)
+        if self._keep_groups or kind == f"int{tensor.bits}":
+            return packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets, self._memory)
+        if kind == "bf16":
+            return packed.pack_exactly(packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets), self._memory)
         return packed.pack(tensor.floats(), kind, self._memory)
 
     def install(self, model: GPT) -> GPT:
@@ -205,6 +205,13 @@ def packed_bytes(model: GPT) -> int:
     sizes: list[int] = []
     each_packed(model, lambda weight: sizes.append(weight.bytes))
     return sum(sizes)
+
+
+def packed_kinds(model: GPT) -> set[Kind]:
+    """Kinds of all packed weights."""
+    kinds: set[Kind] = set()
+    each_packed(model, lambda weight: kinds.add(weight.kind))
+    return kinds
 
 
 def _widen(norm: RMSNorm | LayerNorm | HeadNorm) -> None:

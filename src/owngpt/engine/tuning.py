@@ -1,4 +1,5 @@
-"""From how many rows on matrix tiles beat vector products, and on how many threads: measured on this machine, once for a shape.
+"""From how many rows on matrix tiles beat vector products of quantized weights, and on how many threads: measured on this
+machine, once for a shape.
 
 A step's shape decides, and how much of the machine's caches and memory others use, so what is timed is a decoding step of some
 of the model's own layers. The result is kept in the user's cache folder.
@@ -18,7 +19,7 @@ import torch
 from torch import nn
 
 from owngpt.engine import records
-from owngpt.engine.packing import each_packed, packed_bytes
+from owngpt.engine.packing import each_packed, packed_bytes, packed_kinds
 from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
 from owngpt.kernels import build
@@ -40,7 +41,7 @@ class Tuning:
     """What was measured."""
 
     tiles_from: int
-    """Rows, 2 to :data:`owngpt.kernels.packed.FEW` + 1."""
+    """Rows, 1 to :data:`owngpt.kernels.packed.FEW` + 1; 1 where nothing is quantized."""
     threads: int
 
 
@@ -74,6 +75,8 @@ def _measure(model: GPT, most: int) -> Tuning:
         threads = min(
             {most, max(1, most // 2)} if most > 2 else {most}, key=lambda count: (_seconds(model, 1, FEW + 1, count), -count)
         )
+        if packed_kinds(model) <= {"bf16", "compact"}:
+            return Tuning(1, threads)
         tiles_from = 2
         while tiles_from <= FEW and _seconds(model, tiles_from, FEW + 1, threads) < _seconds(model, tiles_from, 1, threads):
             tiles_from += 1
@@ -127,4 +130,4 @@ def _read(values: dict[str, Any], most: int) -> Tuning | None:
     tiles_from, threads = values.get("tiles_from"), values.get("threads")
     if not isinstance(tiles_from, int) or not isinstance(threads, int):
         return None
-    return Tuning(tiles_from, threads) if 2 <= tiles_from <= FEW + 1 and 1 <= threads <= most else None
+    return Tuning(tiles_from, threads) if 1 <= tiles_from <= FEW + 1 and 1 <= threads <= most else None

@@ -46,12 +46,13 @@ INFERENCE: dict[str, tuple[Any, ...]] = {
     "sample": (_P, _P, _P, _L, _L, _I),
     "pack": (_P, _I, _L, _L, _I, _P, _I),
     "join_groups": (_P, _P, _P, _L, _L, _P, _I),
+    "pack_compact": (_P, _I, _L, _L, _P, _L, _P, _I),
     "widen": (_P, _I, _L, _P, _I),
 }
 """Of the library for inference; its steps are reached through :func:`run_steps`."""
 ON_TILES = (
     "attention", "attention_backward", "product", "pack_frozen", "pack_frozen_int8", "frozen_product", "low_rank",
-    "low_rank_backward", "orthogonalise", "pack", "join_groups", "widen",
+    "low_rank_backward", "orthogonalise", "pack", "join_groups", "pack_compact", "widen",
 )  # fmt: skip
 """Present only where AMX is; they return 0, or 1 when there was no memory."""
 

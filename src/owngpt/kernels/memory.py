@@ -66,6 +66,11 @@ class HugePages:
         self._used = begin + count
         return self._region[begin : self._used]
 
+    def keep(self, taken: Tensor, count: int) -> Tensor:
+        """The first ``count`` bytes of what was taken last; the others are given back."""
+        self._used -= len(taken) - count
+        return taken[:count]
+
 
 def _huge(count: int) -> Tensor:
     """Bytes from the beginning of a huge page on; ordinary memory where there are none."""

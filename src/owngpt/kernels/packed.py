@@ -1,4 +1,4 @@
-"""Weights in the order in which inference reads them, in bfloat16 or 8, 6 or 4 bits: see source/packed.c for the layout."""
+"""Weights in the order in which inference reads them, in bfloat16 or 8, 6 or 4 bits: see source/values.h for the layout."""
 
 from __future__ import annotations
 
@@ -12,15 +12,20 @@ from torch import Tensor
 from owngpt.kernels import library, tape
 from owngpt.kernels.memory import HugePages
 
-Kind = Literal["bf16", "int8", "int6", "int4"]
-KINDS: dict[Kind, int] = {"bf16": 0, "int8": 1, "int4": 2, "int6": 3}
-TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "int8": 544, "int6": 448, "int4": 320}
+Kind = Literal["bf16", "compact", "int8", "int6", "int4"]
+"""Compact is bfloat16 without loss in three quarters of the bytes."""
+KINDS: dict[Kind, int] = {"bf16": 0, "int8": 1, "int4": 2, "int6": 3, "compact": 4}
+TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6": 448, "int4": 320}
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 GROUP = COLUMNS
 """Inputs that share a factor in int8, a factor and an offset in int6 and int4."""
 FEW = 4
-"""Most rows that the vector products take."""
+"""Most rows that the vector products of quantized weights take."""
+UPPER_BYTES, EXCEPTION_BYTES = 16, 8
+"""Behind compact tiles: for each 16 outputs, and for each weight that has no place among the others."""
+EXCEPTION_SHARE = 1 / 256
+"""Of a weight's numbers; with more of them bf16 as it is would be as fast."""
 
 
 @dataclass
@@ -33,16 +38,21 @@ class PackedWeight:
     tiles: Tensor
     """uint8, one dimension."""
     tiles_from: int = 3
-    """Rows from which matrix tiles are faster than vector products, at most 5; chosen by measurement."""
+    """Rows from which, where the weight is quantized, matrix tiles beat vector products, at most 5; chosen by measurement."""
 
     @property
     def bytes(self) -> int:
         """Memory of the weight."""
         return self.tiles.numel()
 
+    @property
+    def quantized(self) -> bool:
+        """Whether its numbers have a few bits each and a factor among them."""
+        return self.kind not in ("bf16", "compact")
+
     def on_tiles(self, rows: int) -> bool:
-        """Whether so many rows go through matrix tiles."""
-        return rows >= self.tiles_from or rows > FEW
+        """Whether so many rows go through matrix tiles: bfloat16 always, they read memory faster even for one."""
+        return not self.quantized or rows >= self.tiles_from or rows > FEW
 
     @property
     def depth(self) -> int:
@@ -54,6 +64,8 @@ class PackedWeight:
         outputs = -(-self.outputs // ROWS)
         if self.kind == "bf16":
             values = self.tiles.view(torch.bfloat16).view(outputs, self.depth, ROWS, COLUMNS).float()
+        elif self.kind == "compact":
+            values = _compact_values(self.tiles, outputs, self.depth)
         else:
             of_kind = {"int8": _int8_values, "int6": _int6_values, "int4": _int4_values}[self.kind]
             values = of_kind(self.tiles.view(outputs, self.depth, TILE_BYTES[self.kind]))
@@ -78,6 +90,30 @@ def pack(weight: Tensor, kind: Kind, memory: HugePages | None = None) -> PackedW
     return PackedWeight(kind, outputs, inputs, tiles)
 
 
+def pack_exactly(weight: Tensor | PackedWeight, memory: HugePages | None = None) -> PackedWeight:
+    """A weight (outputs, inputs) of any floating type, or a quantized one, in bfloat16: compact where that has room for it.
+
+    :param memory: as in :func:`pack`.
+    """
+    if isinstance(weight, PackedWeight):
+        (outputs, inputs), source, form = (weight.outputs, weight.inputs), weight.tiles, 2 + KINDS[weight.kind]
+    else:
+        (outputs, inputs), source = weight.shape, weight.detach().contiguous()
+        if source.dtype not in (torch.float32, torch.bfloat16):
+            source = source.float()
+        form = int(source.dtype == torch.float32)
+    blocks, room = -(-outputs // ROWS), int(EXCEPTION_SHARE * outputs * inputs) + 1
+    fixed = blocks * (-(-inputs // COLUMNS) * TILE_BYTES["compact"] + UPPER_BYTES)
+    tiles = _room(fixed + room * EXCEPTION_BYTES, memory)
+    needed = torch.zeros(1, dtype=torch.int64)
+    library.call("pack_compact", source, form, outputs, inputs, tiles, room, needed)
+    exceptions = int(needed)
+    kept = _keep(tiles, fixed + exceptions * EXCEPTION_BYTES if exceptions <= room else 0, memory)
+    if exceptions <= room:
+        return PackedWeight("compact", outputs, inputs, kept)
+    return widened(weight, memory) if isinstance(weight, PackedWeight) else pack(source, "bf16", memory)
+
+
 def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor | None, memory: HugePages | None = None) -> PackedWeight:
     """A weight that is stored in groups already, exactly: quants (outputs, inputs), uint8 in 0…15, or int8 in -127…127 without
     offsets; factors and offsets (outputs, inputs / 32) float16.
@@ -96,12 +132,38 @@ def _room(count: int, memory: HugePages | None) -> Tensor:
     return torch.empty(count, dtype=torch.uint8) if memory is None else memory.take(count)
 
 
+def _keep(tiles: Tensor, count: int, memory: HugePages | None) -> Tensor:
+    """The first bytes of the room that was taken last; the rest can be taken again."""
+    return tiles[:count].clone() if memory is None else memory.keep(tiles, count)
+
+
 def widened(weight: PackedWeight, memory: HugePages | None = None) -> PackedWeight:
     """A quantized weight's values as bf16."""
     count = weight.tiles.numel() // TILE_BYTES[weight.kind]
     tiles = _room(count * TILE_BYTES["bf16"], memory)
     library.call("widen", weight.tiles, KINDS[weight.kind], count, tiles)
     return PackedWeight("bf16", weight.outputs, weight.inputs, tiles)
+
+
+def _compact_values(tiles: Tensor, outputs: int, depth: int) -> Tensor:
+    """Bytes of compact tiles, 16 outputs each → (outputs, depth, 16, 32) float32."""
+    upper_at = outputs * depth * TILE_BYTES["compact"]
+    exceptions_at = upper_at + outputs * UPPER_BYTES
+    blocks = tiles[:upper_at].view(outputs, depth, TILE_BYTES["compact"])
+    uppers = tiles[upper_at:exceptions_at].view(outputs, UPPER_BYTES)
+    nibbles = blocks[..., 512:].unflatten(-1, (ROWS // 2, 1, COLUMNS))
+    nibbles = torch.cat((nibbles & 15, nibbles >> 4), dim=-2).flatten(-2).long()  # a byte each, as the lower ones lie
+    signed = torch.cat((uppers[:, :8], uppers[:, :8] | 128), dim=1)  # what each nibble stands for
+    upper = signed.gather(1, nibbles.flatten(1)).view(nibbles.shape)
+    words = torch.stack((blocks[..., :512].unflatten(-1, (ROWS // 2, 2 * COLUMNS)), upper), dim=-1).view(torch.bfloat16)[..., 0]
+    values = words.unflatten(-1, (4, 2, 8)).transpose(-3, -2).reshape(outputs, depth, ROWS, COLUMNS).contiguous()
+    exceptions = tiles[exceptions_at:].clone()
+    places, found = exceptions.view(torch.int32)[::2].long(), exceptions.view(torch.bfloat16)[2::4]
+    counts = uppers[:, 8:].clone().view(torch.int32)  # the first, and how many
+    flat = values.view(outputs, -1)
+    for block, (first, count) in enumerate(counts.tolist()):
+        flat[block, places[first : first + count]] = found[first : first + count]
+    return values.float()
 
 
 def _int8_values(tiles: Tensor) -> Tensor:
@@ -200,8 +262,9 @@ def embed(token_ids: Tensor, weight: PackedWeight, factor: float = 1.0) -> Tenso
     """Rows of a packed weight: ids (...) int64 or int32 → (..., inputs) bfloat16, times factor. Only while a tape is active."""
     active = _active()
     out = active.empty(*token_ids.shape, weight.inputs)
+    row = active.empty(active.threads * weight.depth * COLUMNS)
     active.step(
-        "embed", weight.tiles, KINDS[weight.kind], weight.inputs, token_ids, token_ids.numel(), out, float(factor),
-        int(token_ids.dtype == torch.int32),
+        "embed", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, token_ids, token_ids.numel(), out,
+        float(factor), int(token_ids.dtype == torch.int32), row,
     )  # fmt: skip
     return out

@@ -1,78 +1,11 @@
 /* Linear layers over packed weights, for inference: y = x W^T + b.
  *
- * A weight (outputs x inputs) lies as tiles of 16 outputs x 32 inputs, all tiles of 16 outputs side by side: one row reads
- * memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
- * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side.
- * Kinds of tile: bf16 as is (1,024 bytes); int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes:
- * 512 numbers, 16 factors); int4 with a factor and an offset for each group (320 bytes: 256 of nibbles, 16 factors, 16 offsets);
- * int6 likewise (448 bytes: 256 of nibbles, two masks of 64 bits for each pair of outputs, which are its numbers' upper bits, 16
- * factors, 16 offsets). */
-#include "steps.h"
+ * A weight (outputs x inputs) lies as tiles of 16 outputs x 32 inputs, all tiles of 16 outputs (a block) side by side: one row
+ * reads memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
+ * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side. */
+#include "values.h"
 
 #ifdef __AMX_BF16__
-
-enum { TILE = 512 };
-
-static inline uint16_t factor_of(const uint8_t *tile, int64_t kind, int row) { return ((const uint16_t *)(tile + factors_at(kind)))[row]; }
-static inline uint16_t offset_of(const uint8_t *tile, int64_t kind, int row) { return factor_of(tile, kind, row + 16); }
-
-/* The table of one group: value of nibble i is i * factor + offset, 16 entries twice over. */
-static inline __m512i nibble_table(const uint8_t *tile, int row) {
-    const __m512 steps = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 factor = _mm512_set1_ps(_cvtsh_ss(factor_of(tile, WEIGHT_INT4, row)));
-    __m512 offset = _mm512_set1_ps(_cvtsh_ss(offset_of(tile, WEIGHT_INT4, row)));
-    __m512 values = _mm512_fmadd_ps(steps, factor, offset);
-    return (__m512i)_mm512_cvtne2ps_pbh(values, values);
-}
-
-/* Rows 2i and 2i+1 of an int4 tile as bf16: byte k holds input k of the even row low, of the odd row high. The table's two
- * copies make the fifth bit of an index, which belongs to the neighbour, not matter. */
-static inline void int4_rows(const uint8_t *tile, int pair, __m512i *even, __m512i *odd) {
-    __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tile + 32 * pair)));
-    *even = _mm512_permutexvar_epi16(bytes, nibble_table(tile, 2 * pair));
-    *odd = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), nibble_table(tile, 2 * pair + 1));
-}
-
-/* 32 numbers of eight bits (signed where the kind has no offset) as what they stand for. */
-static inline __m512i values_of(__m256i numbers, __m512 factor, __m512 offset) {
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(numbers)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(numbers, 1)));
-    return (__m512i)_mm512_cvtne2ps_pbh(_mm512_fmadd_ps(high, factor, offset), _mm512_fmadd_ps(low, factor, offset));
-}
-
-/* The values of a row of an int8 tile. */
-static inline __m512i int8_row(const uint8_t *tile, int row) {
-    __m256i numbers = _mm256_loadu_si256((const __m256i *)(tile + 32 * row));
-    return values_of(numbers, _mm512_set1_ps(_cvtsh_ss(factor_of(tile, WEIGHT_INT8, row))), _mm512_setzero_ps());
-}
-
-/* The masks of a pair of outputs in an int6 tile: bit 4 of their 64 numbers, bit 5. */
-static inline const uint64_t *upper_bits(const uint8_t *tile, int pair) { return (const uint64_t *)(tile + 256) + 2 * pair; }
-
-/* The values of a row of an int6 tile. */
-static inline __m512i int6_row(const uint8_t *tile, int row) {
-    const uint64_t *upper = upper_bits(tile, row / 2);
-    int odd = row % 2;
-    __m256i numbers = _mm256_loadu_si256((const __m256i *)(tile + 32 * (row / 2)));
-    numbers = _mm256_and_si256(_mm256_srlv_epi32(numbers, _mm256_set1_epi32(4 * odd)), _mm256_set1_epi8(15));
-    numbers = _mm256_mask_add_epi8(numbers, (__mmask32)(upper[0] >> 32 * odd), numbers, _mm256_set1_epi8(16));
-    numbers = _mm256_mask_add_epi8(numbers, (__mmask32)(upper[1] >> 32 * odd), numbers, _mm256_set1_epi8(32));
-    return values_of(numbers, _mm512_set1_ps(_cvtsh_ss(factor_of(tile, WEIGHT_INT6, row))), _mm512_set1_ps(_cvtsh_ss(offset_of(tile, WEIGHT_INT6, row))));
-}
-
-/* `count` tiles of a quantized weight as bf16 tiles. */
-static void unpack_tiles(const uint8_t *source, int64_t kind, int64_t count, bf16 *out) {
-    for (int64_t t = 0; t < count; t++, source += tile_bytes(kind), out += TILE)
-        UNROLL
-        for (int row = 0; row < 16; row += 2) {
-            __m512i even, odd;
-            if (kind == WEIGHT_INT8) even = int8_row(source, row), odd = int8_row(source, row + 1);
-            else if (kind == WEIGHT_INT6) even = int6_row(source, row), odd = int6_row(source, row + 1);
-            else int4_rows(source, row / 2, &even, &odd);
-            _mm512_storeu_si512(out + row * 32, even);
-            _mm512_storeu_si512(out + row * 32 + 32, odd);
-        }
-}
 
 /* x: rows x inputs, row-major -> B tiles [ceil(rows/16)][input tiles][16 pairs][16 rows][2]; absent rows and inputs are zero. */
 void owngpt_step_pack_rows(const int64_t *slots, Worker *worker) {
@@ -134,33 +67,6 @@ static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {
     return (__m512bh)_mm512_maskz_loadu_epi16(inside, l->x + row * l->x_stride + 32 * k);
 }
 
-/* Vector dot products of `lines` of a bf16 tile's outputs (from `from` on) with `rows` tokens. Both are constants where this is
- * inlined, so that the sums stay in registers. */
-static inline __attribute__((always_inline)) void few_lines(const Linear *l, const uint8_t *tile, int64_t ahead, int from, const int lines,
-                                                            const int rows, float *out) {
-    __m512 sums[lines][rows];
-    UNROLL
-    for (int i = 0; i < lines; i++)
-        UNROLL
-        for (int m = 0; m < rows; m++) sums[i][m] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < l->depth; k++, tile += 1024) {
-        __m512bh x[rows];
-        UNROLL
-        for (int m = 0; m < rows; m++) x[m] = row_of(l, m, k);
-        if (!from) ask_ahead(tile, ahead, 1024);
-        UNROLL
-        for (int i = 0; i < lines; i++) {
-            __m512bh w = (__m512bh)_mm512_loadu_si512(tile + 64 * (from + i));
-            UNROLL
-            for (int m = 0; m < rows; m++) sums[i][m] = _mm512_dpbf16_ps(sums[i][m], w, x[m]);
-        }
-    }
-    UNROLL
-    for (int i = 0; i < lines; i++)
-        UNROLL
-        for (int m = 0; m < rows; m++) out[m * 16 + from + i] = _mm512_reduce_add_ps(sums[i][m]);
-}
-
 /* Rows of x beside quantized weights, so that numbers of eight bits multiply, four to a lane: by groups of 32,
  * value = scale * (256 * high + low) with high in -127 ... 127, which is finer than bf16 but for what is small beside its group. */
 typedef struct {
@@ -211,7 +117,7 @@ static inline __m512 fold_four(const __m512 sums[4]) {
     return _mm512_add_ps(quarters, _mm512_shuffle_f32x4(quarters, quarters, 0xb1));
 }
 
-/* The same for small weights: two outputs to a register, whose lanes sum four products of whole numbers; a group's sums are
+/* Vector dot products of small rows with quantized weights: two outputs to a register, whose lanes sum four products of whole numbers; a group's sums are
  * multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
 static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const uint8_t *tile, int64_t ahead, int from, const int kind,
                                                             const int pairs, const int rows, float *out) {
@@ -280,26 +186,18 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
     }
 }
 
-#define FEW_CASE(count, lines)                                                                                                \
-    case count:                                                                                                               \
-        for (int from = 0; from < 16; from += lines) few_lines(l, tile, ahead, from, lines, count, out);                      \
-        break
 #define SMALL_CASE(kind, count, pairs)                                                                                        \
     case 8 * kind + count:                                                                                                    \
         for (int from = 0; from < 8; from += pairs) few_pairs(l, x, tile, ahead, from, kind, pairs, count, out);              \
         break
 
-/* Up to four rows, 16 outputs at a time; the weight is read from memory once. */
+/* Up to four rows of a quantized weight, 16 outputs at a time; the weight is read from memory once. */
 static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *x) {
     int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
     for (int64_t block = first; block < last; block++) {
-        const uint8_t *tile = l->weight + block * ahead;
+        const uint8_t *tile = l->weight + block * l->depth * bytes;
         float out[FEW_ROWS * 16] __attribute__((aligned(64)));
         switch (8 * l->kind + l->rows) {
-            FEW_CASE(1, 16);
-            FEW_CASE(2, 8);
-            FEW_CASE(3, 8);
-            FEW_CASE(4, 4);
             SMALL_CASE(WEIGHT_INT8, 1, 8);
             SMALL_CASE(WEIGHT_INT8, 2, 8);
             SMALL_CASE(WEIGHT_INT8, 3, 4);
@@ -351,49 +249,82 @@ static inline void ask_for_output(const Linear *l, int64_t row, int64_t output) 
     }
 }
 
-enum { STRIP = 12, AHEAD = 2 };
+enum { STRIP = 12, STEP = 2, AHEAD = 2 };
 
-/* 16 outputs of w0 and of w1 for 16 tokens, over tiles [from, to) of the depth; the sums go on from those in c where from > 0. */
-static inline void two_blocks(const bf16 *x, const bf16 *w0, const bf16 *w1, int64_t from, int64_t to, float *c) {
-    if (from) TILES_PAIR_LOAD(c, c + 256, 64);
-    else TILES_PAIR_ZERO();
-    for (int64_t k = from; k < to; k++) {
-        const char *coming = (const char *)(x + (k + AHEAD) * TILE);
+/* Two blocks of a weight on their way through the matrix unit. */
+typedef struct {
+    Block blocks[2];
+    int64_t ahead; /* bytes to the two that the next call reads, or 0 */
+    bf16 *strips[2]; /* tiles as bf16 */
+    float *sums; /* 512 for each 16 tokens */
+} Pair;
+
+/* A thread's own room: whole blocks as bf16 (few_rows uses it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
+static Pair pair_of(const Linear *l, int64_t first, int64_t second, int64_t ahead, bf16 *room) {
+    int64_t strip = l->depth < STRIP ? l->depth : STRIP;
+    Pair pair = {.ahead = ahead, .strips = {room, room + strip * TILE}, .sums = (float *)(room + 2 * l->depth * TILE)};
+    pair.blocks[0] = block_of(l->weight, l->kind, l->outputs, l->depth, first);
+    pair.blocks[1] = block_of(l->weight, l->kind, l->outputs, l->depth, second);
+    return pair;
+}
+
+static bf16 *own_room(const Linear *l, bf16 *all, int me) { return all + me * (2 * l->depth * TILE + (l->rows + 15) / 16 * 1024); }
+
+/* `count` tiles of 16 outputs each and of 16 tokens. */
+static inline void multiply(const bf16 *x, const bf16 *w0, const bf16 *w1, int64_t count) {
+    for (int64_t k = 0; k < count; k++, x += TILE, w0 += TILE, w1 += TILE) {
         UNROLL
-        for (int line = 0; line < 16; line++) _mm_prefetch(coming + 64 * line, _MM_HINT_T0);
-        TILES_PAIR_STEP(w0 + k * TILE, w1 + k * TILE, 64, x + k * TILE);
+        for (int line = 0; line < 16; line++) _mm_prefetch((const char *)(x + AHEAD * TILE) + 64 * line, _MM_HINT_T0);
+        TILES_PAIR_STEP(w0, w1, 64, x);
     }
-    TILES_PAIR_STORE(c, c + 256, 64);
 }
 
-/* Ask for the part of the weights of the next call that is this strip's share. */
-static inline void ask_for_weights(const uint8_t *next, int64_t bytes, int64_t from, int64_t to, int64_t depth) {
-    for (int64_t line = bytes * from / depth / 64; line < bytes * to / depth / 64; line++) _mm_prefetch((const char *)next + 64 * line, _MM_HINT_T1);
+/* The same for the first tokens, with the tiles [from, to) made bf16 a few at a time: the matrix unit multiplies some while the vector
+ * unit makes the next, and memory brings what will be needed then. */
+static inline void unpack_and_multiply(const bf16 *x, Pair *pair, int64_t from, int64_t to) {
+    int64_t bytes = tile_bytes(pair->blocks[0].kind);
+    int plain = pair->blocks[0].kind == WEIGHT_BF16;
+    for (int64_t k = from; k < to; k += STEP) {
+        int64_t end = k + STEP < to ? k + STEP : to;
+        const bf16 *w[2];
+        UNROLL
+        for (int i = 0; i < 2; i++) {
+            const char *coming = (const char *)pair->blocks[i].tiles + pair->ahead;
+            for (int64_t at = k * bytes; pair->ahead && at < end * bytes; at += 64) _mm_prefetch(coming + at, _MM_HINT_T1);
+            w[i] = plain ? (const bf16 *)pair->blocks[i].tiles + k * TILE : pair->strips[i] + (k - from) * TILE;
+            if (!plain) unpack_tiles(&pair->blocks[i], k, end, pair->strips[i] + (k - from) * TILE);
+        }
+        multiply(x + k * TILE, w[0], w[1], end - k);
+    }
+    if (plain) UNROLL for (int i = 0; i < 2; i++) pair->strips[i] = (bf16 *)pair->blocks[i].tiles + from * TILE;
 }
 
-/* 32 outputs (weights w0, w1) for every token: strips of the weights stay in the first-level cache while all tokens pass by.
- * sums: 512 floats for each 16 tokens. `next`: what the next call will read. */
-static void many_rows(const Linear *l, const bf16 *w0, const bf16 *w1, int64_t output, const uint8_t *next, int64_t next_bytes, float *sums) {
-    int64_t groups = (l->rows + 15) / 16;
-    for (int64_t from = 0; from < l->depth; from += STRIP) {
-        int64_t to = from + STRIP < l->depth ? from + STRIP : l->depth;
-        ask_for_weights(next, next_bytes, from, to, l->depth);
+/* Tiles [from, to) of a pair with the 16 tokens of group g. Strips of the weights stay in the first-level cache while all tokens pass
+ * by; the sums of the only ones stay in the tile registers. */
+static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int64_t to, int64_t g, int64_t groups) {
+    const bf16 *x = l->tiles + g * l->depth * TILE;
+    float *c = pair->sums + 512 * g;
+    if (!from) TILES_PAIR_ZERO();
+    else if (groups > 1) TILES_PAIR_LOAD(c, c + 256, 64);
+    if (!g) unpack_and_multiply(x, pair, from, to);
+    else multiply(x + from * TILE, pair->strips[0], pair->strips[1], to - from);
+    if (groups > 1 || to == l->depth) TILES_PAIR_STORE(c, c + 256, 64);
+}
+
+/* 32 outputs for every token. */
+static void many_rows(const Linear *l, Pair *pair, int64_t output) {
+    int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP;
+    for (int64_t from = 0; from < l->depth; from += strip) {
+        int64_t to = from + strip < l->depth ? from + strip : l->depth;
         for (int64_t g = 0; g < groups; g++) {
             if (to == l->depth) ask_for_output(l, g * 16, output);
-            two_blocks(l->tiles + g * l->depth * TILE, w0, w1, from, to, sums + 512 * g);
-            if (to == l->depth) put_tiles(l, sums + 512 * g, g * 16, output);
+            multiply_strip(l, pair, from, to, g, groups);
+            if (to == l->depth) put_tiles(l, pair->sums + 512 * g, g * 16, output);
         }
     }
 }
 
-static const bf16 *as_bf16(const Linear *l, int64_t block, int64_t count, bf16 *scratch) {
-    const uint8_t *source = l->weight + block * l->depth * tile_bytes(l->kind);
-    if (l->kind == WEIGHT_BF16) return (const bf16 *)source;
-    unpack_tiles(source, l->kind, l->depth * count, scratch);
-    return scratch;
-}
-
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows), rows, out, out's stride, wide, scratch of
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows and quantized weights), rows, out, out's stride, wide, scratch of
  * 2 x depth tiles a thread. */
 void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
@@ -401,20 +332,16 @@ void owngpt_step_linear(const int64_t *slots, Worker *worker) {
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
     if (!l.tiles) {
-        Small x = {0};
-        if (l.kind != WEIGHT_BF16) x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
+        Small x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
         while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, &x);
         return;
     }
-    int64_t share = 2 * l.depth * TILE + (l.rows + 15) / 16 * 1024; /* weights as bf16, sums as floats */
-    bf16 *scratch = POINTER(bf16, 12) + worker->me * share;
-    float *sums = (float *)(scratch + 2 * l.depth * TILE);
+    bf16 *room = own_room(&l, POINTER(bf16, 12), worker->me);
     while (next_share(worker, (blocks + 1) / 2, &first, &last))
-        for (int64_t pair = first; pair < last; pair++) {
-            int two = 2 * pair + 1 < blocks;
-            const bf16 *w = as_bf16(&l, 2 * pair, 1 + two, scratch);
-            int64_t bytes = pair + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0;
-            many_rows(&l, w, two ? w + l.depth * TILE : w, 32 * pair, l.weight + 2 * (pair + 1) * l.depth * tile_bytes(l.kind), bytes, sums);
+        for (int64_t at = first; at < last; at++) {
+            int64_t ahead = at + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0, second = 2 * at + 1 < blocks ? 2 * at + 1 : 2 * at;
+            Pair pair = pair_of(&l, 2 * at, second, ahead, room);
+            many_rows(&l, &pair, 32 * at);
         }
 }
 
@@ -451,16 +378,14 @@ static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_
     }
 }
 
-/* 16 outputs of gate and of up for all tokens; `bytes` of the weights of the next ones are asked for meanwhile. */
-static void gated_block(const Linear *l, const bf16 *gate, const bf16 *up, int64_t block, int64_t bytes, int tanh_form, float *sums, bf16 *out) {
-    int64_t groups = (l->rows + 15) / 16, half = l->outputs / 32;
-    for (int64_t from = 0; from < l->depth; from += STRIP) {
-        int64_t to = from + STRIP < l->depth ? from + STRIP : l->depth;
-        ask_for_weights(l->weight + (block + 1) * l->depth * tile_bytes(l->kind), bytes, from, to, l->depth);
-        ask_for_weights(l->weight + (half + block + 1) * l->depth * tile_bytes(l->kind), bytes, from, to, l->depth);
+/* 16 outputs of gate and of up for all tokens. */
+static void gated_rows(const Linear *l, Pair *pair, int64_t output, int tanh_form, bf16 *out) {
+    int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP, next_depth = l->outputs / 64;
+    for (int64_t from = 0; from < l->depth; from += strip) {
+        int64_t to = from + strip < l->depth ? from + strip : l->depth;
         for (int64_t g = 0; g < groups; g++) {
-            two_blocks(l->tiles + g * l->depth * TILE, gate, up, from, to, sums + 512 * g);
-            if (to == l->depth) put_gated(l, sums + 512 * g, 16 * block, tanh_form, out + g * half / 2 * TILE);
+            multiply_strip(l, pair, from, to, g, groups);
+            if (to == l->depth) put_gated(l, pair->sums + 512 * g, output, tanh_form, out + g * next_depth * TILE);
         }
     }
 }
@@ -472,45 +397,54 @@ void owngpt_step_gated_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2],
                 .inputs = slots[3], .rows = slots[6], .depth = (slots[3] + 31) / 32, .tiles = POINTER(const bf16, 5)};
     bf16 *out = POINTER(bf16, 7);
-    int64_t groups = (l.rows + 15) / 16, half = l.outputs / 32, first, last, share = 2 * l.depth * TILE + groups * 1024;
-    bf16 *scratch = POINTER(bf16, 9) + worker->me * share;
-    float *sums = (float *)(scratch + 2 * l.depth * TILE);
+    int64_t half = l.outputs / 32, first, last;
+    bf16 *room = own_room(&l, POINTER(bf16, 9), worker->me);
     while (next_share(worker, half / 2, &first, &last))
         for (int64_t block = 2 * first; block < 2 * last; block++) {
-            const bf16 *gate = as_bf16(&l, block, 1, scratch), *up = as_bf16(&l, half + block, 1, scratch + l.depth * TILE);
-            int64_t bytes = block + 1 < 2 * last ? l.depth * tile_bytes(l.kind) : 0;
-            gated_block(&l, gate, up, block, bytes, (int)slots[8], sums, out + block / 2 * TILE);
+            Pair pair = pair_of(&l, block, half + block, block + 1 < 2 * last ? l.depth * tile_bytes(l.kind) : 0, room);
+            gated_rows(&l, &pair, 16 * block, (int)slots[8], out + block / 2 * TILE);
         }
 }
 
-/* Rows of a packed weight: slots weight, kind, inputs, ids, rows, out (bf16), factor, whether ids have 32 bits. */
+/* `bf16` values of one output, of which a compact tile cannot hold all. */
+static void read_output(const uint8_t *tiles, int64_t kind, int64_t outputs, int64_t depth, int64_t output, bf16 *values) {
+    const Upper *upper = kind == WEIGHT_COMPACT ? uppers_of(tiles, outputs, depth) + output / 16 : NULL;
+    __m512i table = upper ? upper_table(upper) : _mm512_setzero_si512(), rows[2];
+    const uint8_t *tile = tiles + output / 16 * depth * tile_bytes(kind);
+    int64_t row = output % 16;
+    for (int64_t k = 0; k < depth; k++, tile += tile_bytes(kind)) {
+        tile_rows(tile, kind, (int)row / 2, table, &rows[0], &rows[1]);
+        _mm512_storeu_si512(values + 32 * k, rows[row % 2]);
+    }
+    if (!upper) return;
+    const Exception *each = exceptions_of(tiles, outputs, depth) + upper->first;
+    for (uint32_t i = 0; i < upper->count; i++)
+        if (each[i].at / 32 % 16 == row) values[each[i].at / TILE * 32 + each[i].at % 32] = each[i].value;
+}
+
+/* Rows of a packed weight: slots weight, kind, outputs, inputs, ids, rows, out (bf16), factor, whether ids have 32 bits, scratch of
+ * a row a thread. */
 void owngpt_step_embed(const int64_t *slots, Worker *worker) {
-    int me = worker->me, threads = worker->threads;
-    const uint8_t *weight = POINTER(const uint8_t, 0);
-    bf16 *out = POINTER(bf16, 5);
-    int64_t kind = slots[1], inputs = slots[2], depth = (inputs + 31) / 32, bytes = tile_bytes(kind), first, last;
-    float scale = NUMBER(6);
-    row_share(slots[4], me, threads, &first, &last);
+    int64_t inputs = slots[3], depth = (inputs + 31) / 32, first, last;
+    bf16 *out = POINTER(bf16, 6), *values = POINTER(bf16, 9) + worker->me * 32 * depth;
+    float scale = NUMBER(7);
+    row_share(slots[5], worker->me, worker->threads, &first, &last);
     for (int64_t row = first; row < last; row++) {
-        int64_t id = slots[7] ? POINTER(const int32_t, 3)[row] : POINTER(const int64_t, 3)[row], lane = id % 16;
-        for (int64_t k = 0; k < depth; k++) {
-            const uint8_t *tile = weight + (id / 16 * depth + k) * bytes;
-            __m512i even, odd, values;
-            if (kind == WEIGHT_BF16) values = _mm512_loadu_si512(tile + 64 * lane);
-            else if (kind == WEIGHT_INT8) values = int8_row(tile, (int)lane);
-            else if (kind == WEIGHT_INT6) values = int6_row(tile, (int)lane);
-            else { int4_rows(tile, (int)lane / 2, &even, &odd); values = lane % 2 ? odd : even; }
-            bf16 parts[32];
-            _mm512_storeu_si512(parts, values);
-            for (int64_t i = 0; i < 32 && 32 * k + i < inputs; i++) out[row * inputs + 32 * k + i] = scale == 1.0f ? parts[i] : to_bf16(to_float(parts[i]) * scale);
-        }
+        int64_t id = slots[8] ? POINTER(const int32_t, 4)[row] : POINTER(const int64_t, 4)[row];
+        read_output(POINTER(const uint8_t, 0), slots[1], slots[2], depth, id, values);
+        if (scale == 1.0f) memcpy(out + row * inputs, values, sizeof(bf16) * (size_t)inputs);
+        else
+            for (int64_t i = 0; i < inputs; i++) out[row * inputs + i] = to_bf16(to_float(values[i]) * scale);
     }
 }
 
 /* `count` tiles of a quantized weight as bf16 tiles. */
 int owngpt_widen(const uint8_t *tiles, int kind, int64_t count, bf16 *out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t t = 0; t < count; t++) unpack_tiles(tiles + t * tile_bytes(kind), kind, 1, out + t * TILE);
+    for (int64_t t = 0; t < count; t++) {
+        Block tile = block_of(tiles, kind, 16 * count, 1, t);
+        unpack_tiles(&tile, 0, 1, out + t * TILE);
+    }
     return 0;
 }
 #endif

@@ -1,5 +1,6 @@
-/* Weights into the tiles of packed.c, in fewer bits where asked. A tile is 16 outputs x 32 inputs: a group of each output. */
-#include "steps.h"
+/* Weights into the tiles of values.h, in fewer bits where asked. A tile is 16 outputs x 32 inputs: a group of each output. */
+#include "values.h"
+#include <stdatomic.h>
 
 #ifdef __AMX_BF16__
 
@@ -119,7 +120,7 @@ static void pack_levels(const __m512 columns[GROUP], int kind, uint8_t *tile) {
     put_halves(tile + factors_at(kind) + 32, offset);
 }
 
-/* weight: outputs x inputs, float where wide, else bf16; kind and tiles as in packed.c. */
+/* weight: outputs x inputs, float where wide, else bf16; kind and tiles as in values.h. */
 int owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, int kind, uint8_t *tiles, int threads) {
     int64_t depth = (inputs + 31) / 32, bytes = tile_bytes(kind), blocks_ = (outputs + 15) / 16;
 #pragma omp parallel for num_threads(threads) schedule(static)
@@ -133,6 +134,132 @@ int owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, i
             else pack_levels(columns, kind, tile);
         }
     return 0;
+}
+
+enum { RARE = 1024 }; /* one weight in so many may lie outside of the first choice of upper bytes without a second look */
+
+static inline __m512i upper_bytes(const bf16 *weights) {
+    return _mm512_and_si512(_mm512_srli_epi16(_mm512_loadu_si512(weights), 8), _mm512_set1_epi16(0x7f));
+}
+
+/* Weights of a block whose upper bytes, without their signs, are not among the eight from `base` on, or among the last seven and 0. */
+static void count_outside(const bf16 *block, int64_t count, int base, int64_t *eight, int64_t *seven) {
+    __m512i first = _mm512_set1_epi16((short)base), last = _mm512_set1_epi16((short)(base + 7));
+    *eight = *seven = 0;
+    for (int64_t i = 0; i < count; i += 32) {
+        __m512i upper = upper_bytes(block + i);
+        __mmask32 above = _mm512_cmpgt_epi16_mask(upper, last);
+        *eight += __builtin_popcount(_mm512_cmplt_epi16_mask(upper, first) | above);
+        *seven += __builtin_popcount((_mm512_cmple_epi16_mask(upper, first) & _mm512_test_epi16_mask(upper, upper)) | above);
+    }
+}
+
+/* Where to begin so that eight upper bytes in a row, or the last seven of them and 0, are those of most weights of a block. */
+static int most_frequent(const bf16 *block, int64_t count) {
+    int64_t of[128] = {0}, best = -1;
+    int base = 0;
+    for (int64_t i = 0; i < count; i++) of[block[i] >> 8 & 0x7f]++;
+    for (int first = 0; first <= 120; first++) {
+        int64_t sum = of[first] > of[0] ? of[first] : of[0];
+        for (int i = 1; i < 8; i++) sum += of[first + i];
+        if (sum > best) best = sum, base = first;
+    }
+    return base;
+}
+
+/* The eight upper bytes, without their signs, that have nibbles in a block: eight in a row, or 0 and seven in a row, whatever leaves
+ * fewer weights without. They end with the greatest, unless that is an outlier. */
+static void choose_upper(const bf16 *block, int64_t count, uint8_t bytes[8]) {
+    __m512i most = _mm512_setzero_si512();
+    for (int64_t i = 0; i < count; i += 32) most = _mm512_max_epu16(most, upper_bytes(block + i));
+    int top = _mm512_reduce_max_epi32(_mm512_max_epi32(_mm512_and_si512(most, _mm512_set1_epi32(0xffff)), _mm512_srli_epi32(most, 16)));
+    int base = top > 7 ? top - 7 : 0;
+    int64_t eight, seven;
+    count_outside(block, count, base, &eight, &seven);
+    if ((eight < seven ? eight : seven) > count / RARE) {
+        base = most_frequent(block, count);
+        count_outside(block, count, base, &eight, &seven);
+    }
+    for (int i = 0; i < 8; i++) bytes[i] = (uint8_t)(base + i);
+    if (seven < eight) bytes[0] = 0;
+}
+
+/* 32 weights of an output: nibbles and lower bytes, a word each, and which of the weights have no nibble. */
+static __mmask32 split_row(__m512i weights, const uint8_t bytes[8], __m512i *nibbles, __m512i *lower) {
+    int base = bytes[1] - 1, least = bytes[0] == base ? 0 : 1;
+    __m512i upper = _mm512_and_si512(_mm512_srli_epi16(weights, 8), _mm512_set1_epi16(0x7f)), index = _mm512_sub_epi16(upper, _mm512_set1_epi16((short)base));
+    __mmask32 zeros = bytes[0] ? 0 : _mm512_testn_epi16_mask(upper, upper);
+    __mmask32 without = (_mm512_cmplt_epi16_mask(index, _mm512_set1_epi16((short)least)) & ~zeros) | _mm512_cmpgt_epi16_mask(index, _mm512_set1_epi16(7));
+    __m512i sign = _mm512_and_si512(_mm512_srli_epi16(weights, 12), _mm512_set1_epi16(8));
+    *nibbles = _mm512_maskz_mov_epi16(~without, _mm512_or_si512(_mm512_maskz_mov_epi16(~zeros, index), sign));
+    *lower = _mm512_maskz_mov_epi16(~without, _mm512_and_si512(weights, _mm512_set1_epi16(0xff)));
+    return without;
+}
+
+/* 16 outputs x 32 inputs of bf16 as a compact tile; exceptions[i] are those of output i. */
+static void pack_compact_tile(const bf16 *values, const uint8_t bytes[8], uint8_t *tile, __mmask32 exceptions[16]) {
+    for (int pair = 0; pair < 8; pair++) {
+        __m512i nibbles[2], lower[2];
+        for (int side = 0; side < 2; side++)
+            exceptions[2 * pair + side] = split_row(_mm512_loadu_si512(values + 64 * pair + 32 * side), bytes, &nibbles[side], &lower[side]);
+        __m512i joined = _mm512_packus_epi16(nibbles[0], nibbles[1]);
+        __m256i low = _mm512_castsi512_si256(joined), high = _mm512_extracti64x4_epi64(joined, 1);
+        _mm512_storeu_si512(tile + 64 * pair, _mm512_packus_epi16(lower[0], lower[1]));
+        _mm256_storeu_si256((__m256i *)(tile + 512 + 32 * pair), _mm256_or_si256(low, _mm256_slli_epi16(high, 4)));
+    }
+}
+
+/* A block of bf16 tiles as compact ones, present outputs x inputs of it in the matrix. `found` has room for all. */
+static int64_t pack_compact_block(const bf16 *values, int64_t present, int64_t inputs, const uint8_t bytes[8], uint8_t *tiles, Exception *found) {
+    int64_t count = 0;
+    for (int64_t k = 0; k < (inputs + 31) / 32; k++) {
+        __mmask32 masks[16], inside = inputs - 32 * k >= 32 ? 0xffffffffu : (1u << (inputs - 32 * k)) - 1;
+        pack_compact_tile(values + k * TILE, bytes, tiles + k * tile_bytes(WEIGHT_COMPACT), masks);
+        for (int output = 0; output < 16 && output < present; output++)
+            for (__mmask32 left = masks[output] & inside; left; left &= left - 1) {
+                uint32_t at = (uint32_t)(k * TILE + 32 * output + __builtin_ctz(left));
+                found[count++] = (Exception){.at = at, .value = values[at]};
+            }
+    }
+    return count;
+}
+
+/* A weight as compact tiles. form: 0 for outputs x inputs of bf16, 1 of float, 2 + a kind for tiles. `room`: exceptions that fit behind
+ * tiles and Uppers; `needed`: how many there are. With more than fit the tiles are of no use. */
+int owngpt_pack_compact(const void *weight, int form, int64_t outputs, int64_t inputs, uint8_t *tiles, int64_t room, int64_t *needed, int threads) {
+    int64_t depth = (inputs + 31) / 32, blocks_ = (outputs + 15) / 16;
+    Upper *uppers = (Upper *)uppers_of(tiles, outputs, depth);
+    Exception *exceptions = (Exception *)exceptions_of(tiles, outputs, depth);
+    atomic_llong taken = 0;
+    atomic_int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        bf16 *values = aligned_alloc(64, (size_t)(depth * TILE) * sizeof(bf16));
+        Exception *found = malloc((size_t)(depth * TILE) * sizeof(Exception));
+        if (!values || !found) atomic_store(&failed, 1);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks_; block++) {
+            if (!values || !found) continue;
+            if (form >= 2) {
+                Block packed = block_of(weight, form - 2, outputs, depth, block);
+                unpack_tiles(&packed, 0, depth, values);
+            } else
+                for (int64_t k = 0; k < depth; k++) {
+                    __m512 columns[GROUP];
+                    read_columns(weight, form, outputs, inputs, 16 * block, 32 * k, columns);
+                    pack_bf16(columns, (uint8_t *)(values + k * TILE));
+                }
+            choose_upper(values, depth * TILE, uppers[block].bytes);
+            int64_t count = pack_compact_block(values, outputs - 16 * block, inputs, uppers[block].bytes, tiles + block * depth * tile_bytes(WEIGHT_COMPACT), found);
+            int64_t first = atomic_fetch_add(&taken, count);
+            uppers[block].first = (uint32_t)first, uppers[block].count = (uint32_t)count;
+            if (first + count <= room) memcpy(exceptions + first, found, (size_t)count * sizeof(Exception));
+        }
+        free(values);
+        free(found);
+    }
+    *needed = taken;
+    return failed;
 }
 
 /* The bytes of one output's group into its tile: of int8 as they are, of int4 beside those of its neighbour. */

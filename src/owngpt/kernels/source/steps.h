@@ -7,11 +7,11 @@
 #include <stdatomic.h>
 
 enum { SLOTS = 23 };
-enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, WEIGHT_INT6 = 3 };
+enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, WEIGHT_INT6 = 3, WEIGHT_COMPACT = 4 };
 
-/* Of 16 outputs x 32 inputs, see packed.c. */
+/* Of 16 outputs x 32 inputs, see values.h. */
 static inline int64_t tile_bytes(int64_t kind) {
-    return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_INT8 ? 544 : kind == WEIGHT_INT6 ? 448 : 320;
+    return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_COMPACT ? 768 : kind == WEIGHT_INT8 ? 544 : kind == WEIGHT_INT6 ? 448 : 320;
 }
 
 /* Where the factors of a quantized tile lie; where there are offsets, they follow. */
