@@ -270,18 +270,31 @@ static Pair pair_of(const Linear *l, int64_t first, int64_t second, int64_t ahea
 
 static bf16 *own_room(const Linear *l, bf16 *all, int me) { return all + me * (2 * l->depth * TILE + (l->rows + 15) / 16 * 1024); }
 
+static inline void ask_for_tile(const bf16 *tile) {
+    UNROLL
+    for (int line = 0; line < 16; line++) _mm_prefetch((const char *)tile + 64 * line, _MM_HINT_T0);
+}
+
 /* `count` tiles of 16 outputs each and of 16 tokens. */
 static inline void multiply(const bf16 *x, const bf16 *w0, const bf16 *w1, int64_t count) {
     for (int64_t k = 0; k < count; k++, x += TILE, w0 += TILE, w1 += TILE) {
-        UNROLL
-        for (int line = 0; line < 16; line++) _mm_prefetch((const char *)(x + AHEAD * TILE) + 64 * line, _MM_HINT_T0);
+        ask_for_tile(x + AHEAD * TILE);
         TILES_PAIR_STEP(w0, w1, 64, x);
     }
 }
 
-/* The same for the first tokens, with the tiles [from, to) made bf16 a few at a time: the matrix unit multiplies some while the vector
- * unit makes the next, and memory brings what will be needed then. */
-static inline void unpack_and_multiply(const bf16 *x, Pair *pair, int64_t from, int64_t to) {
+/* And of 16 more tokens, y. */
+static inline void multiply_two(const bf16 *x, const bf16 *y, const bf16 *w0, const bf16 *w1, int64_t count) {
+    for (int64_t k = 0; k < count; k++, x += TILE, y += TILE, w0 += TILE, w1 += TILE) {
+        ask_for_tile(x + AHEAD * TILE);
+        ask_for_tile(y + AHEAD * TILE);
+        TILES_TWO_STEP(w0, w1, 64, x, y);
+    }
+}
+
+/* The same for the first tokens (16, or 32 where y is one), with the tiles [from, to) made bf16 a few at a time: the matrix unit
+ * multiplies some while the vector unit makes the next, and memory brings what will be needed then. */
+static inline __attribute__((always_inline)) void unpack_and_multiply(const bf16 *x, const bf16 *y, Pair *pair, int64_t from, int64_t to) {
     int64_t bytes = tile_bytes(pair->blocks[0].kind);
     int plain = pair->blocks[0].kind == WEIGHT_BF16;
     for (int64_t k = from; k < to; k += STEP) {
@@ -294,7 +307,8 @@ static inline void unpack_and_multiply(const bf16 *x, Pair *pair, int64_t from, 
             w[i] = plain ? (const bf16 *)pair->blocks[i].tiles + k * TILE : pair->strips[i] + (k - from) * TILE;
             if (!plain) unpack_tiles(&pair->blocks[i], k, end, pair->strips[i] + (k - from) * TILE);
         }
-        multiply(x + k * TILE, w[0], w[1], end - k);
+        if (!y) multiply(x + k * TILE, w[0], w[1], end - k);
+        else multiply_two(x + k * TILE, y + k * TILE, w[0], w[1], end - k);
     }
     if (plain) UNROLL for (int i = 0; i < 2; i++) pair->strips[i] = (bf16 *)pair->blocks[i].tiles + from * TILE;
 }
@@ -306,14 +320,28 @@ static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int
     float *c = pair->sums + 512 * g;
     if (!from) TILES_PAIR_ZERO();
     else if (groups > 1) TILES_PAIR_LOAD(c, c + 256, 64);
-    if (!g) unpack_and_multiply(x, pair, from, to);
+    if (!g) unpack_and_multiply(x, NULL, pair, from, to);
     else multiply(x + from * TILE, pair->strips[0], pair->strips[1], to - from);
     if (groups > 1 || to == l->depth) TILES_PAIR_STORE(c, c + 256, 64);
+}
+
+/* 17 to 32 tokens: the sums of both groups stay in the tile registers. */
+static void multiply_both(const Linear *l, Pair *pair) {
+    float *c = pair->sums;
+    TILES_TWO_ZERO();
+    for (int64_t from = 0; from < l->depth; from += STEP)
+        unpack_and_multiply(l->tiles, l->tiles + l->depth * TILE, pair, from, from + STEP < l->depth ? from + STEP : l->depth);
+    TILES_TWO_STORE(c, c + 256, c + 512, c + 768, 64);
 }
 
 /* 32 outputs for every token. */
 static void many_rows(const Linear *l, Pair *pair, int64_t output) {
     int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP;
+    if (groups == 2) {
+        multiply_both(l, pair);
+        for (int64_t g = 0; g < 2; g++) put_tiles(l, pair->sums + 512 * g, g * 16, output);
+        return;
+    }
     for (int64_t from = 0; from < l->depth; from += strip) {
         int64_t to = from + strip < l->depth ? from + strip : l->depth;
         for (int64_t g = 0; g < groups; g++) {
@@ -381,6 +409,11 @@ static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_
 /* 16 outputs of gate and of up for all tokens. */
 static void gated_rows(const Linear *l, Pair *pair, int64_t output, int tanh_form, bf16 *out) {
     int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP, next_depth = l->outputs / 64;
+    if (groups == 2) {
+        multiply_both(l, pair);
+        for (int64_t g = 0; g < 2; g++) put_gated(l, pair->sums + 512 * g, output, tanh_form, out + g * next_depth * TILE);
+        return;
+    }
     for (int64_t from = 0; from < l->depth; from += strip) {
         int64_t to = from + strip < l->depth ? from + strip : l->depth;
         for (int64_t g = 0; g < groups; g++) {

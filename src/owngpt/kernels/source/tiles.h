@@ -120,6 +120,30 @@ static inline void tiles_end(void) { _tile_release(); }
         BARRIER();                                                                                                            \
     } while (0)
 
+/* 2 x 2 on top of the narrower one, for two B tiles at once where memory is what limits, not registers: C tiles 0-1 and 4-5, B 3 and 6. */
+#define TILES_TWO_ZERO()                                                                                                      \
+    do {                                                                                                                      \
+        BARRIER();                                                                                                            \
+        _tile_zero(0); _tile_zero(1); _tile_zero(4); _tile_zero(5);                                                           \
+    } while (0)
+#define TILES_TWO_STEP(a0, a1, a_stride, b0, b1)                                                                              \
+    do {                                                                                                                      \
+        _tile_loadd(3, (b0), 64);                                                                                             \
+        _tile_loadd(2, (a0), (a_stride));                                                                                     \
+        _tile_dpbf16ps(0, 2, 3);                                                                                              \
+        _tile_loadd(6, (b1), 64);                                                                                             \
+        _tile_dpbf16ps(4, 2, 6);                                                                                              \
+        _tile_loadd(2, (a1), (a_stride));                                                                                     \
+        _tile_dpbf16ps(1, 2, 3);                                                                                              \
+        _tile_dpbf16ps(5, 2, 6);                                                                                              \
+    } while (0)
+#define TILES_TWO_STORE(c00, c10, c01, c11, stride)                                                                           \
+    do {                                                                                                                      \
+        _tile_stored(0, (c00), (stride)); _tile_stored(1, (c10), (stride));                                                   \
+        _tile_stored(4, (c01), (stride)); _tile_stored(5, (c11), (stride));                                                   \
+        BARRIER();                                                                                                            \
+    } while (0)
+
 /* B tile over the columns of a row-major matrix: 16 rows (the tile's columns) x 32 values. `present` rows exist, the rest are zero. */
 static inline void pack_rows_as_columns(const bf16 *source, int64_t stride, int present, bf16 *tile) {
     __m512i r[16];
