@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/owngpt demo
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist loadfile
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n logical --dist worksteal
 
 lint: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .

@@ -95,7 +95,7 @@ def test_a_run_killed_in_its_middle_ends_with_the_same_bits(runs: ForkedRuns, ba
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0])
 def test_a_run_killed_at_random_instants_ends_with_the_same_bits(runs: ForkedRuns, base: Path, tmp_path: Path, seed: int) -> None:
     expected, seconds = undisturbed(runs, tmp_path / "whole", base, "sft")
     chance, folder, kills = random.Random(seed), tmp_path / "fresh", 0

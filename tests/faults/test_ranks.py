@@ -35,12 +35,7 @@ def test_two_ranks_train_one_model_and_one_of_them_speaks(tmp_path: Path) -> Non
     assert together.returncode == 0, together.stderr
     result = json.loads(together.stdout)
     assert (result["output"], result["plan"]["ranks"], result["training"]["tokens"]) == ("runs/books", 2, 12 * 8 * 32)
-    alone = subprocess.run(
-        [sys.executable, "-m", "owngpt", "train", "books", "-o", "alone", *SHAPE, "--batch-size", "8", "--quiet"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert alone.returncode == 0, alone.stderr
-    assert losses(tmp_path / "runs" / "books") == pytest.approx(losses(tmp_path / "alone"), rel=1e-2)  # bfloat16 sums
+    assert len(losses(tmp_path / "runs" / "books")) > 1, "that they are those of one rank is in tests/train/test_parallel.py"
     resumed = torchrun("train", "--resume", "-o", "runs/books", "--quiet", "--json", folder=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads(resumed.stdout)["score"] == result["score"]

@@ -41,7 +41,7 @@ def test_given_sizes_are_kept() -> None:
 
 
 def test_heads_that_divide_nothing_considered_still_make_a_shape() -> None:
-    assert plan(TrainConfig(minutes=0.001, heads=5), seconds=0.01).model.heads == 5
+    assert plan(TrainConfig(minutes=0.001, heads=5, context_length=64, batch_size=1), seconds=0.01).model.heads == 5
 
 
 def test_heads_that_do_not_divide_the_width_are_refused_with_both_numbers() -> None:
