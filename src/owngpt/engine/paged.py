@@ -99,7 +99,7 @@ class PagedContext:
         active.step("append", *common, key, key.stride(1), value, value.stride(1))
         out = active.empty(1, tokens, heads * size)
         single = tokens == self._segments.shape[0]
-        scratch = (4 if single else QUERIES) * self._table * BLOCK * 6
+        scratch = (4 if single else QUERIES) * (self._table + 1) * BLOCK * 6  # the rows keep a line's distance
         workspace = active.empty(active.threads * scratch, dtype=torch.uint8)
         active.step(
             "attend", *common, query, query.stride(1), out, heads, window, float(scale), sinks, scratch, workspace,

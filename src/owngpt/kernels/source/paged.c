@@ -126,20 +126,20 @@ static float softmax_row(const Paged *p, float *scores, bf16 *weights, int64_t s
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     __m512 factor = _mm512_set1_ps(p->scale * LOG2E), top = _mm512_set1_ps(-1e30f), total = _mm512_setzero_ps();
     for (int64_t j = start; j < end; j += 16) {
-        __m512 value = _mm512_mul_ps(_mm512_loadu_ps(scores + j - start), factor);
+        __m512 value = _mm512_loadu_ps(scores + j - start);
         if (j < low || j + 15 > last) {
             __m512i key = _mm512_add_epi32(lanes, _mm512_set1_epi32((int)j));
             __mmask16 seen = _mm512_cmpge_epi32_mask(key, _mm512_set1_epi32((int)low)) & _mm512_cmple_epi32_mask(key, _mm512_set1_epi32((int)last));
             value = _mm512_mask_blend_ps(seen, _mm512_set1_ps(-1e30f), value);
+            _mm512_storeu_ps(scores + j - start, value);
         }
         top = _mm512_max_ps(top, value);
-        _mm512_storeu_ps(scores + j - start, value);
     }
-    float highest = _mm512_reduce_max_ps(top), sink = p->sinks ? p->sinks[head] * LOG2E : -1e30f;
+    float highest = _mm512_reduce_max_ps(top) * p->scale * LOG2E, sink = p->sinks ? p->sinks[head] * LOG2E : -1e30f;
     if (sink > highest) highest = sink;
     __m512 shift = _mm512_set1_ps(highest);
     for (int64_t j = start; j < end; j += 16) {
-        __m512 value = exp2_16(_mm512_sub_ps(_mm512_loadu_ps(scores + j - start), shift));
+        __m512 value = exp2_16(_mm512_fmsub_ps(_mm512_loadu_ps(scores + j - start), factor, shift));
         total = _mm512_add_ps(total, value);
         _mm256_storeu_si256((__m256i *)(weights + j - start), (__m256i)_mm512_cvtneps_pbh(value));
     }
@@ -147,11 +147,13 @@ static float softmax_row(const Paged *p, float *scores, bf16 *weights, int64_t s
 }
 
 /* 32 queries of one head (those of the segment from `from` on) against all keys that any of them sees.
- * scores: 32 x room floats, weights: 32 x room bf16. */
+ * scores: 32 rows of floats, weights: of bf16, an odd number of cache lines apart: at a power of two all rows would share few places
+ * of the caches. */
 static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t from, float *scores, bf16 *weights) {
     int64_t size = p->size, group = head / (p->heads / p->groups), present = s->count - from < QUERIES ? s->count - from : QUERIES;
     int64_t position = s->before + from, end = (position + present + PAGE - 1) / PAGE * PAGE;
     int64_t low = p->window && position + 1 > p->window ? position + 1 - p->window : 0, start = low / PAGE * PAGE, room = end - start;
+    int64_t wide = room + 16, narrow = (room / 32 | 1) * 32;
     bf16 query[QUERIES * 512] __attribute__((aligned(64)));
     float inverse[QUERIES], c[QUERIES * 32] __attribute__((aligned(64)));
     for (int64_t i = 0; i < QUERIES; i++) {
@@ -165,20 +167,20 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
             for (int64_t k = 0; k < size / 32; k++)
                 TILES_PAIR_STEP(query + 32 * k, query + 16 * size + 32 * k, size * 2, keys + k * 1024 + 512 * side);
             float *out = scores + j - start + 16 * side;
-            TILES_PAIR_STORE(out, out + 16 * room, room * 4);
+            TILES_PAIR_STORE(out, out + 16 * wide, wide * 4);
         }
     }
     for (int64_t i = 0; i < QUERIES; i++) {
         int64_t last = position + i, first = p->window && last + 1 > p->window ? last + 1 - p->window : 0;
-        if (i < present) inverse[i] = softmax_row(p, scores + i * room, weights + i * room, start, end, first, last, head);
-        else memset(weights + i * room, 0, sizeof(bf16) * (size_t)room);
+        if (i < present) inverse[i] = softmax_row(p, scores + i * wide, weights + i * narrow, start, end, first, last, head);
+        else memset(weights + i * narrow, 0, sizeof(bf16) * (size_t)room);
     }
     for (int64_t d = 0; d < size; d += 32) {
         for (int side = 0; side < 2; side++) {
             TILES_PAIR_ZERO();
             for (int64_t j = start; j < end; j += PAGE) {
                 const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512 + 512 * side, *w = weights + j - start;
-                TILES_PAIR_STEP(w, w + 16 * room, room * 2, values);
+                TILES_PAIR_STEP(w, w + 16 * narrow, narrow * 2, values);
             }
             TILES_PAIR_STORE(c + 16 * side, c + 16 * side + 16 * 32, 32 * 4);
         }
@@ -203,7 +205,7 @@ static int64_t units(const Paged *p, const Segment *s, int64_t together) {
 }
 
 /* slots: segments, their number, tables, keys, values, groups, size, query, its stride, out, heads, window, scale, sinks or NULL,
- * scratch bytes a thread and scratch: 32 x padded context x 6 bytes each.
+ * scratch bytes a thread and scratch: 32 x (padded context + 32) x 6 bytes each.
  * A share is 32 queries of a head, or a token's heads of one group where there are enough of those. */
 void owngpt_step_attend(const int64_t *slots, Worker *worker) {
     Paged p = {POINTER(const Segment, 0), POINTER(const int32_t, 2), POINTER(bf16, 3), POINTER(bf16, 4), slots[10], slots[5], slots[6],
