@@ -58,7 +58,7 @@ def test_held_out_bits_per_byte_fall_with_training() -> None:
 
     run = train(ids, len(alphabet), 60.0, watch=watch, every=0.5)
     assert run.steps > 5
-    assert seen[-1] == run.seconds  # the watcher ended it
+    assert seen[-1] == run.seconds < 60  # the watcher ended it
     assert bits_per_byte(run.model, alphabet, held)[0] < 0.9 * bits_per_byte(untrained, alphabet, held)[0]
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from owngpt.engine import records
-from owngpt.engine.packing import each_packed, packed_bytes, packed_kinds
+from owngpt.engine.packing import each_packed, packed_kinds
 from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
 from owngpt.kernels import build
@@ -122,7 +122,10 @@ def _set_tiles_from(model: GPT, rows: int) -> None:
 
 def _key(model: GPT, threads: int) -> str:
     shape = json.dumps(model.config.to_dict(), sort_keys=True)
-    parts = (build.fingerprint("inference"), shape, str(packed_bytes(model)), str(threads), str(usable_cores()))
+    kinds = ",".join(
+        sorted(packed_kinds(model))
+    )  # not their bytes: those of compact weights are a little different in each model
+    parts = (build.fingerprint("inference"), shape, kinds, str(threads), str(usable_cores()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
 

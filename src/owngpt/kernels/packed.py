@@ -81,6 +81,7 @@ def pack(weight: Tensor, kind: Kind, memory: HugePages | None = None) -> PackedW
 
     :param memory: where to put it; by default PyTorch's own.
     """
+    assert kind != "compact", "pack_exactly makes those, where they have room for a weight"
     outputs, inputs = weight.shape
     source = weight.detach().contiguous()
     if source.dtype not in (torch.float32, torch.bfloat16):
@@ -93,9 +94,12 @@ def pack(weight: Tensor, kind: Kind, memory: HugePages | None = None) -> PackedW
 def pack_exactly(weight: Tensor | PackedWeight, memory: HugePages | None = None) -> PackedWeight:
     """A weight (outputs, inputs) of any floating type, or a quantized one, in bfloat16: compact where that has room for it.
 
+    Subnormal numbers (below 1.2e-38) become zeros, which is what the products take them for.
+
     :param memory: as in :func:`pack`.
     """
     if isinstance(weight, PackedWeight):
+        assert weight.kind != "compact", "it is exact already"
         (outputs, inputs), source, form = (weight.outputs, weight.inputs), weight.tiles, 2 + KINDS[weight.kind]
     else:
         (outputs, inputs), source = weight.shape, weight.detach().contiguous()
@@ -139,6 +143,7 @@ def _keep(tiles: Tensor, count: int, memory: HugePages | None) -> Tensor:
 
 def widened(weight: PackedWeight, memory: HugePages | None = None) -> PackedWeight:
     """A quantized weight's values as bf16."""
+    assert weight.kind != "compact", "it holds bf16 already"
     count = weight.tiles.numel() // TILE_BYTES[weight.kind]
     tiles = _room(count * TILE_BYTES["bf16"], memory)
     library.call("widen", weight.tiles, KINDS[weight.kind], count, tiles)
@@ -151,19 +156,24 @@ def _compact_values(tiles: Tensor, outputs: int, depth: int) -> Tensor:
     exceptions_at = upper_at + outputs * UPPER_BYTES
     blocks = tiles[:upper_at].view(outputs, depth, TILE_BYTES["compact"])
     uppers = tiles[upper_at:exceptions_at].view(outputs, UPPER_BYTES)
-    nibbles = blocks[..., 512:].unflatten(-1, (ROWS // 2, 1, COLUMNS))
-    nibbles = torch.cat((nibbles & 15, nibbles >> 4), dim=-2).flatten(-2).long()  # a byte each, as the lower ones lie
-    signed = torch.cat((uppers[:, :8], uppers[:, :8] | 128), dim=1)  # what each nibble stands for
-    upper = signed.gather(1, nibbles.flatten(1)).view(nibbles.shape)
-    words = torch.stack((blocks[..., :512].unflatten(-1, (ROWS // 2, 2 * COLUMNS)), upper), dim=-1).view(torch.bfloat16)[..., 0]
-    values = words.unflatten(-1, (4, 2, 8)).transpose(-3, -2).reshape(outputs, depth, ROWS, COLUMNS).contiguous()
     exceptions = tiles[exceptions_at:].clone()
     places, found = exceptions.view(torch.int32)[::2].long(), exceptions.view(torch.bfloat16)[2::4]
     counts = uppers[:, 8:].clone().view(torch.int32)  # the first, and how many
-    flat = values.view(outputs, -1)
-    for block, (first, count) in enumerate(counts.tolist()):
-        flat[block, places[first : first + count]] = found[first : first + count]
-    return values.float()
+    values = torch.empty(outputs, depth * ROWS * COLUMNS)
+    for block, (first, count) in enumerate(counts.tolist()):  # one by one: the numbers on the way take several times the room
+        values[block] = _compact_block(blocks[block], uppers[block, :8])
+        values[block, places[first : first + count]] = found[first : first + count].float()
+    return values.view(outputs, depth, ROWS, COLUMNS)
+
+
+def _compact_block(tiles: Tensor, upper: Tensor) -> Tensor:
+    """(depth, 768) bytes and the eight upper bytes → (depth * 16 * 32,) bfloat16, without the exceptions."""
+    nibbles = tiles[:, 512:].unflatten(-1, (ROWS // 2, 1, COLUMNS))
+    nibbles = torch.cat((nibbles & 15, nibbles >> 4), dim=-2).flatten(-2)  # a byte each, as the lower ones lie
+    signed = torch.cat((upper, upper | 128))  # what each nibble stands for
+    lower = tiles[:, :512].unflatten(-1, (ROWS // 2, 2 * COLUMNS))
+    words = torch.stack((lower, signed[nibbles.int()]), dim=-1).view(torch.bfloat16)[..., 0]
+    return words.unflatten(-1, (4, 2, 8)).transpose(-3, -2).flatten()
 
 
 def _int8_values(tiles: Tensor) -> Tensor:

@@ -307,8 +307,10 @@ static inline __attribute__((always_inline)) void unpack_and_multiply(const bf16
             w[i] = plain ? (const bf16 *)pair->blocks[i].tiles + k * TILE : pair->strips[i] + (k - from) * TILE;
             if (!plain) unpack_tiles(&pair->blocks[i], k, end, pair->strips[i] + (k - from) * TILE);
         }
+        BARRIER();
         if (!y) multiply(x + k * TILE, w[0], w[1], end - k);
         else multiply_two(x + k * TILE, y + k * TILE, w[0], w[1], end - k);
+        BARRIER();
     }
     if (plain) UNROLL for (int i = 0; i < 2; i++) pair->strips[i] = (bf16 *)pair->blocks[i].tiles + from * TILE;
 }
