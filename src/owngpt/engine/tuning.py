@@ -122,9 +122,7 @@ def _set_tiles_from(model: GPT, rows: int) -> None:
 
 def _key(model: GPT, threads: int) -> str:
     shape = json.dumps(model.config.to_dict(), sort_keys=True)
-    kinds = ",".join(
-        sorted(packed_kinds(model))
-    )  # not their bytes: those of compact weights are a little different in each model
+    kinds = ",".join(sorted(packed_kinds(model)))  # not their bytes, which compact weights have a few more or fewer of
     parts = (build.fingerprint("inference"), shape, kinds, str(threads), str(usable_cores()))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
 
