@@ -68,6 +68,7 @@ class HugePages:
 
     def keep(self, taken: Tensor, count: int) -> Tensor:
         """The first ``count`` bytes of what was taken last; the others are given back."""
+        assert taken.data_ptr() + len(taken) == self._region.data_ptr() + self._used, "something else was taken since"
         self._used -= len(taken) - count
         return taken[:count]
 

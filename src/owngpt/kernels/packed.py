@@ -257,7 +257,7 @@ def _product(
 
 
 def _scratch(rows: int, weight: PackedWeight) -> Tensor:
-    """For each thread: two blocks of outputs unpacked, and float sums of all rows."""
+    """For each thread: room for two blocks of outputs as bfloat16, or for what small_rows makes, and float sums of all rows."""
     active = _active()
     return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
 

@@ -117,8 +117,8 @@ static inline __m512 fold_four(const __m512 sums[4]) {
     return _mm512_add_ps(quarters, _mm512_shuffle_f32x4(quarters, quarters, 0xb1));
 }
 
-/* Vector dot products of small rows with quantized weights: two outputs to a register, whose lanes sum four products of whole numbers; a group's sums are
- * multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
+/* Vector dot products of small rows with quantized weights: two outputs to a register, whose lanes sum four products of whole
+ * numbers; a group's sums are multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
 static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const uint8_t *tile, int64_t ahead, int from, const int kind,
                                                             const int pairs, const int rows, float *out) {
     const int64_t bytes = tile_bytes(kind);
@@ -288,7 +288,7 @@ static inline void multiply_two(const bf16 *x, const bf16 *y, const bf16 *w0, co
     for (int64_t k = 0; k < count; k++, x += TILE, y += TILE, w0 += TILE, w1 += TILE) {
         ask_for_tile(x + AHEAD * TILE);
         ask_for_tile(y + AHEAD * TILE);
-        TILES_TWO_STEP(w0, w1, 64, x, y);
+        TILES_STEP(w0, w1, 64, x, y, 64);
     }
 }
 
@@ -330,49 +330,10 @@ static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int
 /* 17 to 32 tokens: the sums of both groups stay in the tile registers. */
 static void multiply_both(const Linear *l, Pair *pair) {
     float *c = pair->sums;
-    TILES_TWO_ZERO();
+    TILES_ZERO();
     for (int64_t from = 0; from < l->depth; from += STEP)
         unpack_and_multiply(l->tiles, l->tiles + l->depth * TILE, pair, from, from + STEP < l->depth ? from + STEP : l->depth);
-    TILES_TWO_STORE(c, c + 256, c + 512, c + 768, 64);
-}
-
-/* 32 outputs for every token. */
-static void many_rows(const Linear *l, Pair *pair, int64_t output) {
-    int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP;
-    if (groups == 2) {
-        multiply_both(l, pair);
-        for (int64_t g = 0; g < 2; g++) put_tiles(l, pair->sums + 512 * g, g * 16, output);
-        return;
-    }
-    for (int64_t from = 0; from < l->depth; from += strip) {
-        int64_t to = from + strip < l->depth ? from + strip : l->depth;
-        for (int64_t g = 0; g < groups; g++) {
-            if (to == l->depth) ask_for_output(l, g * 16, output);
-            multiply_strip(l, pair, from, to, g, groups);
-            if (to == l->depth) put_tiles(l, pair->sums + 512 * g, g * 16, output);
-        }
-    }
-}
-
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows and quantized weights), rows, out, out's stride, wide, scratch of
- * 2 x depth tiles a thread. */
-void owngpt_step_linear(const int64_t *slots, Worker *worker) {
-    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
-                .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
-                .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
-    int64_t blocks = (l.outputs + 15) / 16, first, last;
-    if (!l.tiles) {
-        Small x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
-        while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, &x);
-        return;
-    }
-    bf16 *room = own_room(&l, POINTER(bf16, 12), worker->me);
-    while (next_share(worker, (blocks + 1) / 2, &first, &last))
-        for (int64_t at = first; at < last; at++) {
-            int64_t ahead = at + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0, second = 2 * at + 1 < blocks ? 2 * at + 1 : 2 * at;
-            Pair pair = pair_of(&l, 2 * at, second, ahead, room);
-            many_rows(&l, &pair, 32 * at);
-        }
+    TILES_STORE(c, c + 512, c + 256, c + 768, 64);
 }
 
 static inline __m512 sigmoid16(__m512 x) {
@@ -408,21 +369,55 @@ static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_
     }
 }
 
-/* 16 outputs of gate and of up for all tokens. */
-static void gated_rows(const Linear *l, Pair *pair, int64_t output, int tanh_form, bf16 *out) {
-    int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP, next_depth = l->outputs / 64;
+/* Where the sums of a pair go: rows of the output, or (16 outputs each of gate and of up) half a packed tile of what comes next. */
+typedef struct {
+    int64_t output; /* the first */
+    bf16 *packed; /* of the first 16 tokens, or NULL for rows */
+    int tanh_form;
+} Sink;
+
+static inline void put_sums(const Linear *l, const float *c, int64_t g, Sink sink) {
+    if (sink.packed) put_gated(l, c, sink.output, sink.tanh_form, sink.packed + g * (l->outputs / 64) * TILE);
+    else put_tiles(l, c, g * 16, sink.output);
+}
+
+/* A pair's outputs for every token. */
+static void many_rows(const Linear *l, Pair *pair, Sink sink) {
+    int64_t groups = (l->rows + 15) / 16, strip = groups > 1 ? STRIP : STEP;
     if (groups == 2) {
         multiply_both(l, pair);
-        for (int64_t g = 0; g < 2; g++) put_gated(l, pair->sums + 512 * g, output, tanh_form, out + g * next_depth * TILE);
+        for (int64_t g = 0; g < 2; g++) put_sums(l, pair->sums + 512 * g, g, sink);
         return;
     }
     for (int64_t from = 0; from < l->depth; from += strip) {
         int64_t to = from + strip < l->depth ? from + strip : l->depth;
         for (int64_t g = 0; g < groups; g++) {
+            if (to == l->depth && !sink.packed) ask_for_output(l, g * 16, sink.output);
             multiply_strip(l, pair, from, to, g, groups);
-            if (to == l->depth) put_gated(l, pair->sums + 512 * g, output, tanh_form, out + g * next_depth * TILE);
+            if (to == l->depth) put_sums(l, pair->sums + 512 * g, g, sink);
         }
     }
+}
+
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows and quantized weights),
+ * rows, out, out's stride, wide, scratch: for each thread what pair_of says. */
+void owngpt_step_linear(const int64_t *slots, Worker *worker) {
+    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
+                .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
+                .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
+    int64_t blocks = (l.outputs + 15) / 16, first, last;
+    if (!l.tiles) {
+        Small x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
+        while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, &x);
+        return;
+    }
+    bf16 *room = own_room(&l, POINTER(bf16, 12), worker->me);
+    while (next_share(worker, (blocks + 1) / 2, &first, &last))
+        for (int64_t at = first; at < last; at++) {
+            int64_t ahead = at + 1 < last ? 2 * l.depth * tile_bytes(l.kind) : 0, second = 2 * at + 1 < blocks ? 2 * at + 1 : 2 * at;
+            Pair pair = pair_of(&l, 2 * at, second, ahead, room);
+            many_rows(&l, &pair, (Sink){.output = 32 * at});
+        }
 }
 
 /* A gated layer's first half: gate and up products and the activation, straight into the packed input of the second half.
@@ -437,24 +432,21 @@ void owngpt_step_gated_linear(const int64_t *slots, Worker *worker) {
     while (next_share(worker, half / 2, &first, &last))
         for (int64_t block = 2 * first; block < 2 * last; block++) {
             Pair pair = pair_of(&l, block, half + block, block + 1 < 2 * last ? l.depth * tile_bytes(l.kind) : 0, room);
-            gated_rows(&l, &pair, 16 * block, (int)slots[8], out + block / 2 * TILE);
+            many_rows(&l, &pair, (Sink){16 * block, out + block / 2 * TILE, (int)slots[8]});
         }
 }
 
-/* `bf16` values of one output, of which a compact tile cannot hold all. */
+/* The values of one output. */
 static void read_output(const uint8_t *tiles, int64_t kind, int64_t outputs, int64_t depth, int64_t output, bf16 *values) {
-    const Upper *upper = kind == WEIGHT_COMPACT ? uppers_of(tiles, outputs, depth) + output / 16 : NULL;
-    __m512i table = upper ? upper_table(upper) : _mm512_setzero_si512(), rows[2];
-    const uint8_t *tile = tiles + output / 16 * depth * tile_bytes(kind);
+    Block block = block_of(tiles, kind, outputs, depth, output / 16);
     int64_t row = output % 16;
-    for (int64_t k = 0; k < depth; k++, tile += tile_bytes(kind)) {
-        tile_rows(tile, kind, (int)row / 2, table, &rows[0], &rows[1]);
+    for (int64_t k = 0; k < depth; k++) {
+        __m512i rows[2];
+        tile_rows(block.tiles + k * tile_bytes(kind), kind, (int)row / 2, block.table, &rows[0], &rows[1]);
         _mm512_storeu_si512(values + 32 * k, rows[row % 2]);
     }
-    if (!upper) return;
-    const Exception *each = exceptions_of(tiles, outputs, depth) + upper->first;
-    for (uint32_t i = 0; i < upper->count; i++)
-        if (each[i].at / 32 % 16 == row) values[each[i].at / TILE * 32 + each[i].at % 32] = each[i].value;
+    for (; block.next != block.end; block.next++)
+        if (block.next->at / 32 % 16 == row) values[block.next->at / TILE * 32 + block.next->at % 32] = block.next->value;
 }
 
 /* Rows of a packed weight: slots weight, kind, outputs, inputs, ids, rows, out (bf16), factor, whether ids have 32 bits, scratch of

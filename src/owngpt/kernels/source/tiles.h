@@ -62,7 +62,7 @@ static const struct {
 static inline void tiles_begin(void) { _tile_loadconfig(&TILE_SHAPES); }
 static inline void tiles_end(void) { _tile_release(); }
 
-/* The 2 x 2 register blocking of all products here: C tiles 0-3, A tiles 4-5, B tiles 6-7. Strides in bytes. */
+/* The 2 x 2 register blocking: C tiles 0-3, A tiles 4-5, B tiles 6-7. Strides in bytes. */
 /* The compiler does not see that a tile load reads memory: the barriers keep plain stores before, and plain loads after. */
 #define BARRIER() __asm__ volatile("" ::: "memory")
 #define TILES_ZERO()                                                                                                          \
@@ -117,30 +117,6 @@ static inline void tiles_end(void) { _tile_release(); }
 #define TILES_PAIR_STORE(c0, c1, stride)                                                                                      \
     do {                                                                                                                      \
         _tile_stored(0, (c0), (stride)); _tile_stored(1, (c1), (stride));                                                     \
-        BARRIER();                                                                                                            \
-    } while (0)
-
-/* 2 x 2 on top of the narrower one, for two B tiles at once where memory is what limits, not registers: C tiles 0-1 and 4-5, B 3 and 6. */
-#define TILES_TWO_ZERO()                                                                                                      \
-    do {                                                                                                                      \
-        BARRIER();                                                                                                            \
-        _tile_zero(0); _tile_zero(1); _tile_zero(4); _tile_zero(5);                                                           \
-    } while (0)
-#define TILES_TWO_STEP(a0, a1, a_stride, b0, b1)                                                                              \
-    do {                                                                                                                      \
-        _tile_loadd(3, (b0), 64);                                                                                             \
-        _tile_loadd(2, (a0), (a_stride));                                                                                     \
-        _tile_dpbf16ps(0, 2, 3);                                                                                              \
-        _tile_loadd(6, (b1), 64);                                                                                             \
-        _tile_dpbf16ps(4, 2, 6);                                                                                              \
-        _tile_loadd(2, (a1), (a_stride));                                                                                     \
-        _tile_dpbf16ps(1, 2, 3);                                                                                              \
-        _tile_dpbf16ps(5, 2, 6);                                                                                              \
-    } while (0)
-#define TILES_TWO_STORE(c00, c10, c01, c11, stride)                                                                           \
-    do {                                                                                                                      \
-        _tile_stored(0, (c00), (stride)); _tile_stored(1, (c10), (stride));                                                   \
-        _tile_stored(4, (c01), (stride)); _tile_stored(5, (c11), (stride));                                                   \
         BARRIER();                                                                                                            \
     } while (0)
 

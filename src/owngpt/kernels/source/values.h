@@ -114,7 +114,7 @@ static inline __attribute__((always_inline)) void tile_rows(const uint8_t *tile,
 typedef struct {
     const uint8_t *tiles;
     int64_t kind;
-    __m512i table; /* of compact tiles, as the others */
+    __m512i table; /* only of compact tiles, as what follows */
     const Exception *next, *end;
 } Block;
 
