@@ -93,6 +93,10 @@ def recordable(model: GPT | GPTConfig) -> str | None:
     return None
 
 
+STANDS_FOR: dict[Kind, Kind] = {"compact": "bf16", "q4_1": "int4"}
+"""Kinds that hold what others would, in fewer bytes or exactly as a file has it."""
+
+
 class Packer:
     """Packs weights as they are read from a file (:data:`owngpt.formats.weights.Take`), so that none is held twice."""
 
@@ -122,10 +126,10 @@ class Packer:
 
     @property
     def kind(self) -> Kind:
-        """What most of the weights have become; bf16 where they are compact, which is the same numbers."""
+        """What most of the weights have become."""
         sizes: Counter[Kind] = Counter()
         for weight in self.weights.values():
-            sizes["bf16" if weight.kind == "compact" else weight.kind] += weight.outputs * weight.inputs
+            sizes[STANDS_FOR.get(weight.kind, weight.kind)] += weight.outputs * weight.inputs
         return sizes.most_common(1)[0][0]
 
     def _packed(self, module: str, tensor: Tensor | GroupedTensor) -> PackedWeight:
@@ -136,10 +140,12 @@ class Packer:
             kind = "int6"
         if not isinstance(tensor, GroupedTensor):
             return packed.pack_exactly(tensor, self._memory) if kind == "bf16" else packed.pack(tensor, kind, self._memory)
-        if self._keep_groups or kind == f"int{tensor.bits}":
+        if self._keep_groups or (kind == "int8" and tensor.bits == 8):
             return packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets, self._memory)
         if kind == "bf16":
             return packed.pack_exactly(packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets), self._memory)
+        if kind == "int4" and tensor.bits == 4:
+            return packed.pack(packed.pack_groups(tensor.quants, tensor.factors, tensor.offsets), kind, self._memory)
         return packed.pack(tensor.floats(), kind, self._memory)
 
     def install(self, model: GPT) -> GPT:

@@ -47,7 +47,7 @@ INFERENCE: dict[str, tuple[Any, ...]] = {
     "pack": (_P, _I, _L, _L, _I, _P, _I),
     "join_groups": (_P, _P, _P, _L, _L, _P, _I),
     "pack_compact": (_P, _I, _L, _L, _P, _L, _P, _I),
-    "widen": (_P, _I, _L, _P, _I),
+    "widen": (_P, _I, _L, _L, _P, _I),
 }
 """Of the library for inference; its steps are reached through :func:`run_steps`."""
 ON_TILES = (

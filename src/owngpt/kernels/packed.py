@@ -12,16 +12,20 @@ from torch import Tensor
 from owngpt.kernels import library, tape
 from owngpt.kernels.memory import HugePages
 
-Kind = Literal["bf16", "compact", "int8", "int6", "int4"]
-"""Compact is bfloat16 without loss in three quarters of the bytes."""
-KINDS: dict[Kind, int] = {"bf16": 0, "int8": 1, "int4": 2, "int6": 3, "compact": 4}
-TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6": 448, "int4": 320}
+Kind = Literal["bf16", "compact", "int8", "int6", "int4", "q4_1"]
+"""Compact is bfloat16 without loss in three quarters of the bytes; q4_1 what files hold in 4-bit groups, as it is."""
+KINDS: dict[Kind, int] = {"bf16": 0, "int8": 1, "int4": 2, "int6": 3, "compact": 4, "q4_1": 5}
+TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6": 416, "q4_1": 320, "int4": 288}
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 GROUP = COLUMNS
-"""Inputs that share a factor in int8, a factor and an offset in int6 and int4."""
+"""Inputs that share a factor in int8, a factor and an offset in the others."""
 FEW = 4
 """Most rows that the vector products of quantized weights take."""
+SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
+"""Behind their tiles, for each output."""
+ZEROS: dict[Kind, int] = {"int6": 4, "int4": 16}
+"""Into how many parts a level is divided to say where 0 lies."""
 UPPER_BYTES, EXCEPTION_BYTES = 16, 8
 """Behind compact tiles: for each 16 outputs, and for each weight that has no place among the others."""
 EXCEPTION_SHARE = 1 / 256
@@ -67,28 +71,51 @@ class PackedWeight:
         elif self.kind == "compact":
             values = _compact_values(self.tiles, outputs, self.depth)
         else:
-            of_kind = {"int8": _int8_values, "int6": _int6_values, "int4": _int4_values}[self.kind]
-            values = of_kind(self.tiles.view(outputs, self.depth, TILE_BYTES[self.kind]))
+            values = self._levels(outputs)
         matrix = values.permute(0, 2, 1, 3).reshape(outputs * ROWS, self.depth * COLUMNS)[: self.outputs, : self.inputs]
         return matrix.contiguous()
 
+    def _levels(self, outputs: int) -> Tensor:
+        """What quantized tiles, 16 outputs each, stand for: (outputs, depth, 16, 32) float32."""
+        fixed = outputs * self.depth * TILE_BYTES[self.kind]
+        tiles = self.tiles[:fixed].view(outputs, self.depth, TILE_BYTES[self.kind])
+        if self.kind == "int8":
+            return _int8_values(tiles)
+        numbers = _numbers(tiles, self.kind)
+        if self.kind == "q4_1":
+            factors, offsets = tiles[..., 256:].contiguous().view(torch.float16).float()[..., None].split(ROWS, dim=-2)
+            return numbers * factors + offsets
+        roots, zeros = tiles[..., -2 * ROWS :].float()[..., None].split(ROWS, dim=-2)
+        scales = self.tiles[fixed:].view(torch.float32).view(outputs, 1, ROWS, 1)
+        return (numbers - zeros / ZEROS[self.kind]) * roots.square() * scales
 
-def pack(weight: Tensor, kind: Kind, memory: HugePages | None = None) -> PackedWeight:
-    """Pack a weight (outputs, inputs) of any floating type.
 
-    Quantized kinds share numbers in half precision among 32 inputs of an output. int8: value = factor * q, q in [-127, 127].
-    int6, int4: value = factor * q + offset, q in [0, 63] or [0, 15], chosen for the least sum of squared errors.
+def pack(weight: Tensor | PackedWeight, kind: Kind, memory: HugePages | None = None) -> PackedWeight:
+    """Pack a weight (outputs, inputs) of any floating type, or make a q4_1 one int4.
+
+    int8: value = factor * q, q in [-127, 127], a factor in half precision for 32 inputs of an output. int6, int4: value =
+    factor * (q - zero), q in [0, 63] or [0, 15], chosen for the least sum of squared errors; factors and zeros have eight bits.
 
     :param memory: where to put it; by default PyTorch's own.
     """
-    assert kind != "compact", "pack_exactly makes those, where they have room for a weight"
-    outputs, inputs = weight.shape
+    assert kind not in ("compact", "q4_1"), "pack_exactly and pack_groups make those"
+    source, form = _source(weight)
+    assert form < 2 or (form == 2 + KINDS["q4_1"] and kind == "int4"), "only q4_1 can be made another"
+    outputs, inputs = (weight.outputs, weight.inputs) if isinstance(weight, PackedWeight) else weight.shape
+    blocks = -(-outputs // ROWS)
+    tiles = _room(blocks * (-(-inputs // COLUMNS) * TILE_BYTES[kind] + ROWS * SCALE_BYTES.get(kind, 0)), memory)
+    library.call("pack", source, form, outputs, inputs, KINDS[kind], tiles)
+    return PackedWeight(kind, outputs, inputs, tiles)
+
+
+def _source(weight: Tensor | PackedWeight) -> tuple[Tensor, int]:
+    """A weight as the kernels take it, and its form: 0 for bfloat16, 1 for float32, 2 + its kind for tiles."""
+    if isinstance(weight, PackedWeight):
+        return weight.tiles, 2 + KINDS[weight.kind]
     source = weight.detach().contiguous()
     if source.dtype not in (torch.float32, torch.bfloat16):
         source = source.float()
-    tiles = _room(-(-outputs // ROWS) * -(-inputs // COLUMNS) * TILE_BYTES[kind], memory)
-    library.call("pack", source, int(source.dtype == torch.float32), outputs, inputs, KINDS[kind], tiles)
-    return PackedWeight(kind, outputs, inputs, tiles)
+    return source, int(source.dtype == torch.float32)
 
 
 def pack_exactly(weight: Tensor | PackedWeight, memory: HugePages | None = None) -> PackedWeight:
@@ -98,14 +125,9 @@ def pack_exactly(weight: Tensor | PackedWeight, memory: HugePages | None = None)
 
     :param memory: as in :func:`pack`.
     """
-    if isinstance(weight, PackedWeight):
-        assert weight.kind != "compact", "it is exact already"
-        (outputs, inputs), source, form = (weight.outputs, weight.inputs), weight.tiles, 2 + KINDS[weight.kind]
-    else:
-        (outputs, inputs), source = weight.shape, weight.detach().contiguous()
-        if source.dtype not in (torch.float32, torch.bfloat16):
-            source = source.float()
-        form = int(source.dtype == torch.float32)
+    source, form = _source(weight)
+    assert form != 2 + KINDS["compact"], "it is exact already"
+    outputs, inputs = (weight.outputs, weight.inputs) if isinstance(weight, PackedWeight) else weight.shape
     blocks, room = -(-outputs // ROWS), int(EXCEPTION_SHARE * outputs * inputs) + 1
     fixed = blocks * (-(-inputs // COLUMNS) * TILE_BYTES["compact"] + UPPER_BYTES)
     tiles = _room(fixed + room * EXCEPTION_BYTES, memory)
@@ -125,7 +147,7 @@ def pack_groups(quants: Tensor, factors: Tensor, offsets: Tensor | None, memory:
     :param memory: as in :func:`pack`.
     """
     outputs, inputs = quants.shape
-    kind: Kind = "int8" if offsets is None else "int4"
+    kind: Kind = "int8" if offsets is None else "q4_1"
     tiles = _room(-(-outputs // ROWS) * (inputs // COLUMNS) * TILE_BYTES[kind], memory)
     stored = [None if each is None else each.contiguous() for each in (quants, factors, offsets)]
     library.call("join_groups", *stored, outputs, inputs, tiles)
@@ -143,10 +165,9 @@ def _keep(tiles: Tensor, count: int, memory: HugePages | None) -> Tensor:
 
 def widened(weight: PackedWeight, memory: HugePages | None = None) -> PackedWeight:
     """A quantized weight's values as bf16."""
-    assert weight.kind != "compact", "it holds bf16 already"
-    count = weight.tiles.numel() // TILE_BYTES[weight.kind]
-    tiles = _room(count * TILE_BYTES["bf16"], memory)
-    library.call("widen", weight.tiles, KINDS[weight.kind], count, tiles)
+    assert weight.quantized, "it holds bf16 already"
+    tiles = _room(-(-weight.outputs // ROWS) * weight.depth * TILE_BYTES["bf16"], memory)
+    library.call("widen", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, tiles)
     return PackedWeight("bf16", weight.outputs, weight.inputs, tiles)
 
 
@@ -182,29 +203,16 @@ def _int8_values(tiles: Tensor) -> Tensor:
     return numbers * tiles[..., 512:].contiguous().view(torch.float16).float()[..., None]
 
 
-def _int6_values(tiles: Tensor) -> Tensor:
-    """(outputs/16, depth, 448) bytes → (outputs/16, depth, 16, 32) float32."""
-    masks = tiles[..., 256:384].unflatten(-1, (ROWS // 2, 2, 2, GROUP // 8))  # pair, bit 4 or 5, output of the pair, byte
-    bits = (masks[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
-    upper = 16 * bits[..., 0, :, :, :] + 32 * bits[..., 1, :, :, :]
-    return _levels(_nibbles(tiles) + upper.flatten(-2).flatten(-3, -2), tiles[..., 384:])
-
-
-def _int4_values(tiles: Tensor) -> Tensor:
-    """(outputs/16, depth, 320) bytes → (outputs/16, depth, 16, 32) float32."""
-    return _levels(_nibbles(tiles), tiles[..., 256:])
-
-
-def _nibbles(tiles: Tensor) -> Tensor:
-    """The lower four bits of each number: (outputs/16, depth, 16, 32) uint8."""
+def _numbers(tiles: Tensor, kind: Kind) -> Tensor:
+    """(outputs/16, depth, bytes) of tiles with nibbles → their numbers (outputs/16, depth, 16, 32) float32."""
     bytes_ = tiles[..., :256].unflatten(-1, (ROWS // 2, GROUP))
-    return torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2).flatten(-3, -2)
-
-
-def _levels(numbers: Tensor, factors_and_offsets: Tensor) -> Tensor:
-    """What the numbers (outputs/16, depth, 16, 32) stand for; the others are (outputs/16, depth, 64) bytes."""
-    factors, offsets = factors_and_offsets.contiguous().view(torch.float16).float()[..., None].split(ROWS, dim=-2)
-    return numbers.float() * factors + offsets
+    numbers = torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2).flatten(-3, -2)
+    if kind == "int6":
+        masks = tiles[..., 256:384].unflatten(-1, (ROWS // 2, 2, 2, GROUP // 8))  # pair, bit 4 or 5, output of the pair, byte
+        bits = (masks[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
+        upper = 16 * bits[..., 0, :, :, :] + 32 * bits[..., 1, :, :, :]
+        numbers += upper.flatten(-2).flatten(-3, -2)
+    return numbers.float()
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:

@@ -119,12 +119,14 @@ static inline __m512 fold_four(const __m512 sums[4]) {
 
 /* Vector dot products of small rows with quantized weights: two outputs to a register, whose lanes sum four products of whole
  * numbers; a group's sums are multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
-static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const uint8_t *tile, int64_t ahead, int from, const int kind,
+static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const Block *block, int64_t ahead, int from, const int kind,
                                                             const int pairs, const int rows, float *out) {
     const int64_t bytes = tile_bytes(kind);
+    const int scaled_rows = kind == WEIGHT_INT4 || kind == WEIGHT_INT6;
+    const uint8_t *tile = block->tiles;
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15), top = _mm512_set1_epi8(-128);
     const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    __m512 sums[pairs][rows], offsets[rows]; /* of the outputs from 2 * from on */
+    __m512 sums[pairs][rows], offsets[rows]; /* of the outputs from 2 * from on; of all */
     UNROLL
     for (int m = 0; m < rows; m++) {
         offsets[m] = _mm512_setzero_ps();
@@ -132,11 +134,11 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
         for (int i = 0; i < pairs; i++) sums[i][m] = _mm512_setzero_ps();
     }
     for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
-        __m512 factors = _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(tile + factors_at(kind)))), scaled[rows];
+        __m512 factors = scaled_rows ? squares_of(tile, kind) : halves_at(tile + factors_at(kind)), scaled[rows];
         __m512i high[rows], low[rows], less_high[rows], less_low[rows];
         if (!from) ask_ahead(tile, ahead, bytes);
         if (kind != WEIGHT_INT8) {
-            __m512 step = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1 << 2 * pairs) - 1), tile + factors_at(kind) + 32 + 4 * from));
+            __m512 step = scaled_rows ? _mm512_mul_ps(factors, zeros_of(tile, kind)) : halves_at(tile + factors_at(kind) + 32);
             UNROLL
             for (int m = 0; m < rows; m++) offsets[m] = _mm512_fmadd_ps(step, _mm512_set1_ps(x->sums[m * l->depth + k]), offsets[m]);
         }
@@ -175,27 +177,30 @@ static inline __attribute__((always_inline)) void few_pairs(const Linear *l, con
         }
     }
     const __m512i in_order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
+    const __m512i here = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(2 * from));
+    const __m512 unit = _mm512_set1_ps(scaled_rows ? -1.0f : 1.0f), scales = _mm512_permutexvar_ps(here, block->scales);
     UNROLL
     for (int m = 0; m < rows; m++) {
         __m512 column[8], folded;
         UNROLL
         for (int i = 0; i < 8; i++) column[i] = i < pairs ? sums[i][m] : _mm512_setzero_ps();
         folded = _mm512_permutex2var_ps(fold_four(column), in_order, pairs > 4 ? fold_four(column + 4) : _mm512_setzero_ps());
-        if (kind != WEIGHT_INT8) folded = _mm512_add_ps(folded, offsets[m]);
+        if (kind != WEIGHT_INT8) folded = _mm512_fmadd_ps(_mm512_permutexvar_ps(here, offsets[m]), unit, folded);
+        if (scaled_rows) folded = _mm512_mul_ps(folded, scales);
         _mm512_mask_storeu_ps(out + 16 * m + 2 * from, (__mmask16)((1 << 2 * pairs) - 1), folded);
     }
 }
 
 #define SMALL_CASE(kind, count, pairs)                                                                                        \
     case 8 * kind + count:                                                                                                    \
-        for (int from = 0; from < 8; from += pairs) few_pairs(l, x, tile, ahead, from, kind, pairs, count, out);              \
+        for (int from = 0; from < 8; from += pairs) few_pairs(l, x, &tiles, ahead, from, kind, pairs, count, out);              \
         break
 
 /* Up to four rows of a quantized weight, 16 outputs at a time; the weight is read from memory once. */
 static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *x) {
-    int64_t bytes = tile_bytes(l->kind), ahead = l->depth * bytes;
+    int64_t ahead = l->depth * tile_bytes(l->kind);
     for (int64_t block = first; block < last; block++) {
-        const uint8_t *tile = l->weight + block * l->depth * bytes;
+        Block tiles = block_of(l->weight, l->kind, l->outputs, l->depth, block);
         float out[FEW_ROWS * 16] __attribute__((aligned(64)));
         switch (8 * l->kind + l->rows) {
             SMALL_CASE(WEIGHT_INT8, 1, 8);
@@ -210,6 +215,10 @@ static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *
             SMALL_CASE(WEIGHT_INT4, 2, 8);
             SMALL_CASE(WEIGHT_INT4, 3, 4);
             SMALL_CASE(WEIGHT_INT4, 4, 4);
+            SMALL_CASE(WEIGHT_Q4_1, 1, 8);
+            SMALL_CASE(WEIGHT_Q4_1, 2, 8);
+            SMALL_CASE(WEIGHT_Q4_1, 3, 4);
+            SMALL_CASE(WEIGHT_Q4_1, 4, 4);
         }
         for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
     }
@@ -441,8 +450,9 @@ static void read_output(const uint8_t *tiles, int64_t kind, int64_t outputs, int
     Block block = block_of(tiles, kind, outputs, depth, output / 16);
     int64_t row = output % 16;
     for (int64_t k = 0; k < depth; k++) {
+        const uint8_t *tile = block.tiles + k * tile_bytes(kind);
         __m512i rows[2];
-        tile_rows(block.tiles + k * tile_bytes(kind), kind, (int)row / 2, block.table, &rows[0], &rows[1]);
+        tile_rows(tile, kind, (int)row / 2, block.table, levels_of(tile, kind, block.scales), &rows[0], &rows[1]);
         _mm512_storeu_si512(values + 32 * k, rows[row % 2]);
     }
     for (; block.next != block.end; block.next++)
@@ -465,12 +475,13 @@ void owngpt_step_embed(const int64_t *slots, Worker *worker) {
     }
 }
 
-/* `count` tiles of a quantized weight as bf16 tiles. */
-int owngpt_widen(const uint8_t *tiles, int kind, int64_t count, bf16 *out, int threads) {
+/* A quantized weight as bf16 tiles. */
+int owngpt_widen(const uint8_t *tiles, int kind, int64_t outputs, int64_t inputs, bf16 *out, int threads) {
+    int64_t depth = (inputs + 31) / 32, blocks = (outputs + 15) / 16;
 #pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t t = 0; t < count; t++) {
-        Block tile = block_of(tiles, kind, 16 * count, 1, t);
-        unpack_tiles(&tile, 0, 1, out + t * TILE);
+    for (int64_t at = 0; at < blocks; at++) {
+        Block block = block_of(tiles, kind, outputs, depth, at);
+        unpack_tiles(&block, 0, depth, out + at * depth * TILE);
     }
     return 0;
 }

@@ -25,6 +25,8 @@ static void read_columns(const void *weight, int wide, int64_t outputs, int64_t 
 
 static inline __m512 as_half(__m512 x) { return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 static inline void put_halves(uint8_t *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
+/* Rounded, at least 0 and at most 255. */
+static inline void put_bytes(uint8_t *to, __m512 x) { _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())))); }
 static inline __m512 inverse_or_zero(__m512 x) {
     return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_OQ), _mm512_set1_ps(1.0f), x);
 }
@@ -56,10 +58,11 @@ static inline __m512 level(__m512 x, __m512 low, __m512 inverse, float top) {
     return _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), _mm512_set1_ps(top));
 }
 
-/* The factor and offset (both representable in half precision) whose levels 0 ... top are nearest to the values, in the sum of
+/* The factor and offset whose levels 0 ... top, which reach from 0 or below to 0 or above, are nearest to the values, in the sum of
  * squares: some spacings are tried, each refitted by least squares to the levels that it gives. */
-static void fit_levels(const __m512 columns[GROUP], float top, __m512 *factor, __m512 *offset) {
-    __m512 low = columns[0], high = columns[0], sum = _mm512_setzero_ps(), squares = _mm512_setzero_ps(), best;
+static Levels fit_levels(const __m512 columns[GROUP], float top) {
+    const __m512 none = _mm512_setzero_ps();
+    __m512 low = none, high = none, sum = none, squares = none, best;
     for (int k = 0; k < GROUP; k++) {
         low = _mm512_min_ps(low, columns[k]);
         high = _mm512_max_ps(high, columns[k]);
@@ -68,11 +71,10 @@ static void fit_levels(const __m512 columns[GROUP], float top, __m512 *factor, _
     }
     __m512 count = _mm512_set1_ps(GROUP), two = _mm512_set1_ps(2.0f), span = inverse_or_zero(_mm512_sub_ps(high, low));
     best = _mm512_set1_ps(INFINITY);
-    *factor = _mm512_setzero_ps();
-    *offset = as_half(low);
+    Levels found = {none, low, none};
     for (int candidate = 0; candidate < CANDIDATES; candidate++) {
         __m512 inverse = _mm512_mul_ps(span, _mm512_set1_ps(candidate ? top * (0.9f + (float)candidate / 60.0f) : top));
-        __m512 q1 = _mm512_setzero_ps(), q2 = q1, qx = q1;
+        __m512 q1 = none, q2 = none, qx = none;
         for (int k = 0; k < GROUP; k++) {
             __m512 q = level(columns[k], low, inverse, top);
             q1 = _mm512_add_ps(q1, q);
@@ -80,11 +82,11 @@ static void fit_levels(const __m512 columns[GROUP], float top, __m512 *factor, _
             qx = _mm512_fmadd_ps(q, columns[k], qx);
         }
         __m512 spread = _mm512_fmsub_ps(count, q2, _mm512_mul_ps(q1, q1));
-        __m512 f = as_half(_mm512_mul_ps(_mm512_fmsub_ps(count, qx, _mm512_mul_ps(q1, sum)), inverse_or_zero(spread)));
-        __m512 o = as_half(_mm512_div_ps(_mm512_fnmadd_ps(f, q1, sum), count));
+        __m512 f = _mm512_mul_ps(_mm512_fmsub_ps(count, qx, _mm512_mul_ps(q1, sum)), inverse_or_zero(spread));
+        __m512 o = _mm512_min_ps(_mm512_div_ps(_mm512_fnmadd_ps(f, q1, sum), count), none);
         if (!candidate) { /* the ends as they are: exact for values that were such levels before */
-            f = as_half(_mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_set1_ps(1.0f / top)));
-            o = as_half(low);
+            f = _mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_set1_ps(1.0f / top));
+            o = low;
         }
         __m512 error = _mm512_fmadd_ps(_mm512_mul_ps(f, f), q2, squares); /* sum of (x - f q - o)^2, multiplied out */
         error = _mm512_fmadd_ps(_mm512_mul_ps(o, o), count, error);
@@ -93,22 +95,27 @@ static void fit_levels(const __m512 columns[GROUP], float top, __m512 *factor, _
         error = _mm512_fmadd_ps(_mm512_mul_ps(two, _mm512_mul_ps(f, o)), q1, error);
         __mmask16 better = _mm512_cmp_ps_mask(error, best, _CMP_LT_OQ);
         best = _mm512_mask_mov_ps(best, better, error);
-        *factor = _mm512_mask_mov_ps(*factor, better, f);
-        *offset = _mm512_mask_mov_ps(*offset, better, o);
+        found.factors = _mm512_mask_mov_ps(found.factors, better, f);
+        found.offsets = _mm512_mask_mov_ps(found.offsets, better, o);
     }
+    found.factors = _mm512_add_ps(found.factors, _mm512_sub_ps(sum, sum)); /* damaged weights stay so */
+    return found;
 }
 
 /* value = factor * q + offset, q in 0 ... 15, in int6 0 ... 63. Two outputs share a byte with their lower four bits, and two masks with
- * those above; 16 factors and 16 offsets follow. */
-static void pack_levels(const __m512 columns[GROUP], int kind, uint8_t *tile) {
-    __m512 factor, offset;
+ * those above; 16 roots and 16 zeros follow, of the levels rounded to them. */
+static void pack_levels(const __m512 columns[GROUP], Levels levels, __m512 scales, int kind, uint8_t *tile) {
     float top = kind == WEIGHT_INT6 ? 63.0f : 15.0f;
     uint64_t upper[16] = {0};
-    fit_levels(columns, top, &factor, &offset);
-    __m512 inverse = inverse_or_zero(factor);
+    put_bytes(tile + factors_at(kind), _mm512_sqrt_ps(_mm512_mul_ps(levels.factors, inverse_or_zero(scales))));
+    __m512 inverse = inverse_or_zero(_mm512_mul_ps(squares_of(tile, kind), scales));
+    /* Where 0 lies does not change with the factor's rounding: all values of a group then have the same relative error. */
+    __m512 zeros = _mm512_mul_ps(levels.offsets, inverse_or_zero(levels.factors));
+    put_bytes(tile + factors_at(kind) + 16, _mm512_mul_ps(zeros, _mm512_set1_ps(kind == WEIGHT_INT4 ? -16.0f : -4.0f)));
+    __m512 low = _mm512_mul_ps(zeros_of(tile, kind), _mm512_set1_ps(-1.0f)); /* in levels */
     for (int k = 0; k < GROUP; k++) {
         uint8_t values[16];
-        _mm_storeu_si128((__m128i *)values, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(level(columns[k], offset, inverse, top))));
+        _mm_storeu_si128((__m128i *)values, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(level(_mm512_mul_ps(columns[k], inverse), low, _mm512_set1_ps(1.0f), top))));
         for (int i = 0; i < 8; i++) {
             uint64_t even = values[2 * i], odd = values[2 * i + 1];
             tile[32 * i + k] = (uint8_t)((even & 15) | odd << 4);
@@ -116,24 +123,89 @@ static void pack_levels(const __m512 columns[GROUP], int kind, uint8_t *tile) {
         }
     }
     if (kind == WEIGHT_INT6) memcpy(tile + 256, upper, sizeof upper);
-    put_halves(tile + factors_at(kind), factor);
-    put_halves(tile + factors_at(kind) + 32, offset);
 }
 
-/* weight: outputs x inputs, float where wide, else bf16; kind and tiles as in values.h. */
-int owngpt_pack(const void *weight, int wide, int64_t outputs, int64_t inputs, int kind, uint8_t *tiles, int threads) {
-    int64_t depth = (inputs + 31) / 32, bytes = tile_bytes(kind), blocks_ = (outputs + 15) / 16;
-#pragma omp parallel for num_threads(threads) schedule(static)
-    for (int64_t block = 0; block < blocks_; block++)
-        for (int64_t k = 0; k < depth; k++) {
-            __m512 columns[GROUP];
-            uint8_t *tile = tiles + (block * depth + k) * bytes;
-            read_columns(weight, wide, outputs, inputs, 16 * block, 32 * k, columns);
-            if (kind == WEIGHT_BF16) pack_bf16(columns, tile);
-            else if (kind == WEIGHT_INT8) pack_int8(columns, tile);
-            else pack_levels(columns, kind, tile);
+/* A weight that is to be packed. form: 0 for outputs x inputs of bf16, 1 of float, 2 + a kind for tiles. */
+typedef struct {
+    const void *values;
+    int form;
+    int64_t outputs, inputs, depth;
+} Source;
+
+/* A tile's values as read_columns gives them, of a matrix or of q4_1 tiles. */
+static void read_tile(const Source *source, int64_t block, int64_t k, __m512 columns[GROUP]) {
+    if (source->form < 2) {
+        read_columns(source->values, source->form, source->outputs, source->inputs, 16 * block, 32 * k, columns);
+        return;
+    }
+    const uint8_t *tile = (const uint8_t *)source->values + (block * source->depth + k) * tile_bytes(WEIGHT_Q4_1);
+    const __m128i nibble = _mm_set1_epi8(15);
+    Levels levels = levels_of(tile, WEIGHT_Q4_1, _mm512_setzero_ps());
+    for (int i = 0; i < GROUP; i++) {
+        uint8_t bytes[8];
+        for (int pair = 0; pair < 8; pair++) bytes[pair] = tile[32 * pair + i];
+        __m128i both = _mm_loadl_epi64((const __m128i *)bytes);
+        __m128i numbers = _mm_and_si128(_mm_unpacklo_epi8(both, _mm_srli_epi16(both, 4)), nibble);
+        columns[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(numbers)), levels.factors, levels.offsets);
+    }
+}
+
+/* The levels of a tile's groups: those that it has already where it is one of q4_1, which is then hardly changed. */
+static Levels levels_for(const Source *source, int64_t block, int64_t k, int kind) {
+    __m512 columns[GROUP];
+    if (source->form >= 2) {
+        const uint8_t *tile = (const uint8_t *)source->values + (block * source->depth + k) * tile_bytes(WEIGHT_Q4_1);
+        Levels levels = levels_of(tile, WEIGHT_Q4_1, _mm512_setzero_ps());
+        __mmask16 around = _mm512_cmp_ps_mask(levels.offsets, _mm512_setzero_ps(), _CMP_LE_OQ) & _mm512_cmp_ps_mask(levels.factors, _mm512_setzero_ps(), _CMP_GE_OQ);
+        if (around == 0xffff) return levels;
+    }
+    read_tile(source, block, k, columns);
+    return fit_levels(columns, kind == WEIGHT_INT6 ? 63.0f : 15.0f);
+}
+
+/* 16 outputs in int4 or int6; `fitted` has room for the levels of each tile. */
+static void pack_block(const Source *source, int64_t block, int kind, uint8_t *tiles, Levels *fitted) {
+    __m512 columns[GROUP], most = _mm512_setzero_ps(), wrong = most;
+    for (int64_t k = 0; k < source->depth; k++) {
+        fitted[k] = levels_for(source, block, k, kind);
+        most = _mm512_max_ps(most, fitted[k].factors);
+        wrong = _mm512_add_ps(wrong, _mm512_sub_ps(fitted[k].factors, fitted[k].factors)); /* stays 0 unless one is no number */
+    }
+    __m512 scales = _mm512_fmadd_ps(most, _mm512_set1_ps(1.0f / (255 * 255)), wrong);
+    _mm512_storeu_ps((float *)scales_of(tiles, kind, source->outputs, source->depth) + 16 * block, scales);
+    for (int64_t k = 0; k < source->depth; k++) {
+        read_tile(source, block, k, columns);
+        pack_levels(columns, fitted[k], scales, kind, tiles + (block * source->depth + k) * tile_bytes(kind));
+    }
+}
+
+/* A weight as tiles of a kind, see values.h. form: as in Source; tiles are those of q4_1, and become int4. */
+int owngpt_pack(const void *weight, int form, int64_t outputs, int64_t inputs, int kind, uint8_t *tiles, int threads) {
+    Source source = {weight, form, outputs, inputs, (inputs + 31) / 32};
+    int64_t depth = source.depth, bytes = tile_bytes(kind), blocks_ = (outputs + 15) / 16;
+    atomic_int failed = 0;
+#pragma omp parallel num_threads(threads)
+    {
+        Levels *fitted = aligned_alloc(64, (size_t)depth * sizeof(Levels));
+        if (!fitted) atomic_store(&failed, 1);
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < blocks_; block++) {
+            if (!fitted) continue;
+            if (kind == WEIGHT_INT4 || kind == WEIGHT_INT6) {
+                pack_block(&source, block, kind, tiles, fitted);
+                continue;
+            }
+            for (int64_t k = 0; k < depth; k++) {
+                __m512 columns[GROUP];
+                uint8_t *tile = tiles + (block * depth + k) * bytes;
+                read_columns(weight, form, outputs, inputs, 16 * block, 32 * k, columns);
+                if (kind == WEIGHT_BF16) pack_bf16(columns, tile);
+                else pack_int8(columns, tile);
+            }
         }
-    return 0;
+        free(fitted);
+    }
+    return failed;
 }
 
 enum { RARE = 1024 }; /* one weight in so many may lie outside of the first choice of upper bytes without a second look */
@@ -262,7 +334,7 @@ int owngpt_pack_compact(const void *weight, int form, int64_t outputs, int64_t i
     return failed;
 }
 
-/* The bytes of one output's group into its tile: of int8 as they are, of int4 beside those of its neighbour. */
+/* The bytes of one output's group into its tile: of int8 as they are, nibbles beside those of their neighbour. */
 static inline void join_row(const uint8_t *quants, int few_bits, int i, uint8_t *tile) {
     __m256i q = _mm256_loadu_si256((const __m256i *)quants);
     if (!few_bits) _mm256_storeu_si256((__m256i *)(tile + 32 * i), q);
@@ -273,10 +345,10 @@ static inline void join_row(const uint8_t *quants, int few_bits, int i, uint8_t 
     }
 }
 
-/* A weight that is stored in groups already: quants (outputs x inputs bytes, int4 where there are offsets and then at most 15, else
+/* A weight that is stored in groups already: quants (outputs x inputs bytes, q4_1 where there are offsets and then at most 15, else
  * int8), factors and offsets (outputs x inputs / 32 in half precision) into tiles, unchanged. Outputs that fill up the last are 0. */
 int owngpt_join_groups(const uint8_t *quants, const uint16_t *factors, const uint16_t *offsets, int64_t outputs, int64_t inputs, uint8_t *tiles, int threads) {
-    int64_t depth = inputs / 32, few = offsets != NULL, bytes = tile_bytes(few ? WEIGHT_INT4 : WEIGHT_INT8), numbers = few ? 256 : 512;
+    int64_t depth = inputs / 32, few = offsets != NULL, bytes = tile_bytes(few ? WEIGHT_Q4_1 : WEIGHT_INT8), numbers = few ? 256 : 512;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < (outputs + 15) / 16; block++)
         for (int64_t k = 0; k < depth; k++) {

@@ -7,15 +7,22 @@
 #include <stdatomic.h>
 
 enum { SLOTS = 23 };
-enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, WEIGHT_INT6 = 3, WEIGHT_COMPACT = 4 };
+enum { WEIGHT_BF16 = 0, WEIGHT_INT8 = 1, WEIGHT_INT4 = 2, WEIGHT_INT6 = 3, WEIGHT_COMPACT = 4, WEIGHT_Q4_1 = 5 };
 
 /* Of 16 outputs x 32 inputs, see values.h. */
 static inline int64_t tile_bytes(int64_t kind) {
-    return kind == WEIGHT_BF16 ? 1024 : kind == WEIGHT_COMPACT ? 768 : kind == WEIGHT_INT8 ? 544 : kind == WEIGHT_INT6 ? 448 : 320;
+    switch (kind) {
+        case WEIGHT_BF16: return 1024;
+        case WEIGHT_COMPACT: return 768;
+        case WEIGHT_INT8: return 544;
+        case WEIGHT_INT6: return 416;
+        case WEIGHT_Q4_1: return 320;
+        default: return 288;
+    }
 }
 
 /* Where the factors of a quantized tile lie; where there are offsets, they follow. */
-static inline int64_t factors_at(int64_t kind) { return kind == WEIGHT_INT4 ? 256 : kind == WEIGHT_INT6 ? 384 : 512; }
+static inline int64_t factors_at(int64_t kind) { return kind == WEIGHT_INT8 ? 512 : kind == WEIGHT_INT6 ? 384 : 256; }
 
 typedef struct {
     int64_t kind;
