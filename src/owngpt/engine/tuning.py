@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from owngpt.engine import records
+from owngpt.engine.layout import ROWS
 from owngpt.engine.packing import each_packed, packed_kinds
 from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
@@ -77,10 +78,9 @@ def _measure(model: GPT, most: int) -> Tuning:
         )
         if packed_kinds(model) <= {"bf16", "compact"}:
             return Tuning(1, threads)
-        tiles_from = 2
-        while tiles_from <= FEW and _seconds(model, tiles_from, FEW + 1, threads) < _seconds(model, tiles_from, 1, threads):
-            tiles_from += 1
-    return Tuning(tiles_from, threads)
+        sizes = [rows for rows in ROWS if 2 <= rows <= FEW]
+        slower = (rows for rows in sizes if _seconds(model, rows, FEW + 1, threads) >= _seconds(model, rows, 1, threads))
+        return Tuning(next(slower, FEW + 1), threads)
 
 
 def _seconds(model: GPT, rows: int, tiles_from: int, threads: int) -> float:

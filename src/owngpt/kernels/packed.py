@@ -20,7 +20,7 @@ ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 GROUP = COLUMNS
 """Inputs that share a factor in int8, a factor and an offset in the others."""
-FEW = 4
+FEW = 8
 """Most rows that the vector products of quantized weights take."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
 """Behind their tiles, for each output."""
@@ -42,7 +42,7 @@ class PackedWeight:
     tiles: Tensor
     """uint8, one dimension."""
     tiles_from: int = 3
-    """Rows from which, where the weight is quantized, matrix tiles beat vector products, at most 5; chosen by measurement."""
+    """Rows from which on matrix tiles beat vector products of quantized weights, FEW + 1 at most; chosen by measurement."""
 
     @property
     def bytes(self) -> int:
@@ -79,12 +79,11 @@ class PackedWeight:
         """What quantized tiles, 16 outputs each, stand for: (outputs, depth, 16, 32) float32."""
         fixed = outputs * self.depth * TILE_BYTES[self.kind]
         tiles = self.tiles[:fixed].view(outputs, self.depth, TILE_BYTES[self.kind])
-        if self.kind == "int8":
-            return _int8_values(tiles)
         numbers = _numbers(tiles, self.kind)
+        if self.kind == "int8":
+            return (numbers - 128) * _halves(tiles[..., 512:])
         if self.kind == "q4_1":
-            factors, offsets = tiles[..., 256:].contiguous().view(torch.float16).float()[..., None].split(ROWS, dim=-2)
-            return numbers * factors + offsets
+            return numbers * _halves(tiles[..., 256:288]) + _halves(tiles[..., 288:])
         roots, zeros = tiles[..., -2 * ROWS :].float()[..., None].split(ROWS, dim=-2)
         scales = self.tiles[fixed:].view(torch.float32).view(outputs, 1, ROWS, 1)
         return (numbers - zeros / ZEROS[self.kind]) * roots.square() * scales
@@ -197,22 +196,23 @@ def _compact_block(tiles: Tensor, upper: Tensor) -> Tensor:
     return words.unflatten(-1, (4, 2, 8)).transpose(-3, -2).flatten()
 
 
-def _int8_values(tiles: Tensor) -> Tensor:
-    """(outputs/16, depth, 544) bytes → (outputs/16, depth, 16, 32) float32."""
-    numbers = tiles[..., :512].unflatten(-1, (ROWS, GROUP)).view(torch.int8).float()
-    return numbers * tiles[..., 512:].contiguous().view(torch.float16).float()[..., None]
+def _halves(bytes_: Tensor) -> Tensor:
+    """(..., 32) bytes, half-precision numbers → (..., 16, 1) float32."""
+    return bytes_.contiguous().view(torch.float16).float()[..., None]
 
 
 def _numbers(tiles: Tensor, kind: Kind) -> Tensor:
-    """(outputs/16, depth, bytes) of tiles with nibbles → their numbers (outputs/16, depth, 16, 32) float32."""
-    bytes_ = tiles[..., :256].unflatten(-1, (ROWS // 2, GROUP))
-    numbers = torch.stack((bytes_ & 15, bytes_ >> 4), dim=-2).flatten(-3, -2)
+    """(outputs/16, depth, bytes) of quantized tiles → their numbers, from 0 on, (outputs/16, depth, 16, 32) float32."""
+    if kind == "int8":
+        numbers = tiles[..., :512].unflatten(-1, (8, ROWS, 4))
+    else:
+        nibbles = tiles[..., :256].unflatten(-1, (4, ROWS, 4))
+        numbers = torch.cat((nibbles & 15, nibbles >> 4), dim=-3)
     if kind == "int6":
-        masks = tiles[..., 256:384].unflatten(-1, (ROWS // 2, 2, 2, GROUP // 8))  # pair, bit 4 or 5, output of the pair, byte
-        bits = (masks[..., None] >> torch.arange(8, dtype=torch.uint8)) & 1
-        upper = 16 * bits[..., 0, :, :, :] + 32 * bits[..., 1, :, :, :]
-        numbers += upper.flatten(-2).flatten(-3, -2)
-    return numbers.float()
+        shifts = torch.tensor([0, 2, 4, 6], dtype=torch.uint8).view(4, 1, 1)
+        upper = tiles[..., 256:384].unflatten(-1, (2, 1, ROWS, 4)) >> shifts & 3
+        numbers = numbers + 16 * upper.flatten(-4, -3)
+    return numbers.transpose(-3, -2).flatten(-2).float()  # the inputs of an output side by side
 
 
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:

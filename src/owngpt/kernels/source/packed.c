@@ -55,7 +55,7 @@ static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
     return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
 }
 
-enum { FEW_ROWS = 4 };
+enum { FEW_ROWS = 8 };
 
 /* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
 static inline void ask_ahead(const uint8_t *tile, int64_t block_bytes, int64_t bytes) {
@@ -102,125 +102,53 @@ static Small small_rows(const Linear *l, uint8_t *room) {
     return x;
 }
 
-/* Lanes two apart of a, and of b, added up in each quarter of the register: a's in the even places. */
-static inline __m512 fold(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
-
-static inline __m512 fold_twos(__m512 a, __m512 b) {
-    __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
-    return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-}
-
-/* Of four registers with two outputs' sums each, eight lanes an output: the even outputs' whole sums in the first quarter (and the
- * second), the odd ones' in the third. */
-static inline __m512 fold_four(const __m512 sums[4]) {
-    __m512 quarters = fold_twos(fold(sums[0], sums[1]), fold(sums[2], sums[3]));
-    return _mm512_add_ps(quarters, _mm512_shuffle_f32x4(quarters, quarters, 0xb1));
-}
-
-/* Vector dot products of small rows with quantized weights: two outputs to a register, whose lanes sum four products of whole
- * numbers; a group's sums are multiplied by its factors. `kind`, `pairs` and `rows` are constants where this is inlined. */
-static inline __attribute__((always_inline)) void few_pairs(const Linear *l, const Small *x, const Block *block, int64_t ahead, int from, const int kind,
-                                                            const int pairs, const int rows, float *out) {
-    const int64_t bytes = tile_bytes(kind);
-    const int scaled_rows = kind == WEIGHT_INT4 || kind == WEIGHT_INT6;
-    const uint8_t *tile = block->tiles;
-    const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4), nibble = _mm512_set1_epi8(15), top = _mm512_set1_epi8(-128);
-    const __m512i halves = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
-    __m512 sums[pairs][rows], offsets[rows]; /* of the outputs from 2 * from on; of all */
-    UNROLL
-    for (int m = 0; m < rows; m++) {
-        offsets[m] = _mm512_setzero_ps();
+/* A tile's products with `rows` small rows, added to their sums, 16 outputs each. `kind` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void add_small_products(const Small *x, int64_t group, int64_t depth, int64_t rows, const uint8_t *tile, const int64_t kind,
+                                                                     __m512 scales, __m512 *sums) {
+    Levels levels = levels_of(tile, kind, scales);
+    __m512i numbers[8];
+    numbers_of(tile, kind, numbers);
+    for (int64_t m = 0; m < rows; m++, group += depth) {
+        const int32_t *high = (const int32_t *)(x->numbers + 64 * group), *low = high + 8; /* four inputs each */
+        __m512i tops[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, rests[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
         UNROLL
-        for (int i = 0; i < pairs; i++) sums[i][m] = _mm512_setzero_ps();
-    }
-    for (int64_t k = 0; k < l->depth; k++, tile += bytes) {
-        __m512 factors = scaled_rows ? squares_of(tile, kind) : halves_at(tile + factors_at(kind)), scaled[rows];
-        __m512i high[rows], low[rows], less_high[rows], less_low[rows];
-        if (!from) ask_ahead(tile, ahead, bytes);
-        if (kind != WEIGHT_INT8) {
-            __m512 step = scaled_rows ? _mm512_mul_ps(factors, zeros_of(tile, kind)) : halves_at(tile + factors_at(kind) + 32);
-            UNROLL
-            for (int m = 0; m < rows; m++) offsets[m] = _mm512_fmadd_ps(step, _mm512_set1_ps(x->sums[m * l->depth + k]), offsets[m]);
+        for (int j = 0; j < 8; j++) {
+            tops[j % 2] = _mm512_dpbusd_epi32(tops[j % 2], numbers[j], _mm512_set1_epi32(high[j]));
+            rests[j % 2] = _mm512_dpbusd_epi32(rests[j % 2], numbers[j], _mm512_set1_epi32(low[j]));
         }
-        UNROLL
-        for (int m = 0; m < rows; m++) {
-            int64_t group = m * l->depth + k;
-            high[m] = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(x->numbers + 64 * group)));
-            low[m] = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(x->numbers + 64 * group + 32)));
-            scaled[m] = _mm512_mul_ps(factors, _mm512_set1_ps(x->scales[group]));
-            less_high[m] = less_low[m] = _mm512_setzero_si512();
-            if (kind == WEIGHT_INT8) { /* whose weights are taken as 128 more than they are */
-                less_high[m] = _mm512_sub_epi32(less_high[m], _mm512_dpbusd_epi32(_mm512_setzero_si512(), top, high[m]));
-                less_low[m] = _mm512_sub_epi32(less_low[m], _mm512_dpbusd_epi32(_mm512_setzero_si512(), top, low[m]));
-            }
-        }
-        UNROLL
-        for (int i = 0; i < pairs; i++) {
-            __m512i w, chosen = _mm512_add_epi32(halves, _mm512_set1_epi32(2 * (from + i)));
-            if (kind == WEIGHT_INT8) w = _mm512_xor_si512(_mm512_loadu_si512(tile + 64 * (from + i)), top);
-            else {
-                w = _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 32 * (from + i))));
-                w = _mm512_and_si512(_mm512_srlv_epi64(w, shift), nibble);
-            }
-            if (kind == WEIGHT_INT6) {
-                const uint64_t *bits = upper_bits(tile, from + i);
-                w = _mm512_mask_add_epi8(w, bits[0], w, _mm512_set1_epi8(16));
-                w = _mm512_mask_add_epi8(w, bits[1], w, _mm512_set1_epi8(32));
-            }
-            UNROLL
-            for (int m = 0; m < rows; m++) {
-                __m512i product = _mm512_slli_epi32(_mm512_dpbusd_epi32(less_high[m], w, high[m]), 8);
-                if (kind == WEIGHT_INT8) product = _mm512_add_epi32(product, less_low[m]);
-                product = _mm512_dpbusd_epi32(product, w, low[m]);
-                sums[i][m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(product), _mm512_permutexvar_ps(chosen, scaled[m]), sums[i][m]);
-            }
-        }
-    }
-    const __m512i in_order = _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 16, 24, 17, 25, 18, 26, 19, 27);
-    const __m512i here = _mm512_add_epi32(_mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), _mm512_set1_epi32(2 * from));
-    const __m512 unit = _mm512_set1_ps(scaled_rows ? -1.0f : 1.0f), scales = _mm512_permutexvar_ps(here, block->scales);
-    UNROLL
-    for (int m = 0; m < rows; m++) {
-        __m512 column[8], folded;
-        UNROLL
-        for (int i = 0; i < 8; i++) column[i] = i < pairs ? sums[i][m] : _mm512_setzero_ps();
-        folded = _mm512_permutex2var_ps(fold_four(column), in_order, pairs > 4 ? fold_four(column + 4) : _mm512_setzero_ps());
-        if (kind != WEIGHT_INT8) folded = _mm512_fmadd_ps(_mm512_permutexvar_ps(here, offsets[m]), unit, folded);
-        if (scaled_rows) folded = _mm512_mul_ps(folded, scales);
-        _mm512_mask_storeu_ps(out + 16 * m + 2 * from, (__mmask16)((1 << 2 * pairs) - 1), folded);
+        __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(tops[0], tops[1]), 8), _mm512_add_epi32(rests[0], rests[1]));
+        __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(x->scales[group])), sum = _mm512_set1_ps(x->sums[group]);
+        sums[m] = _mm512_fmadd_ps(product, levels.factors, _mm512_fmadd_ps(levels.offsets, sum, sums[m]));
     }
 }
 
-#define SMALL_CASE(kind, count, pairs)                                                                                        \
-    case 8 * kind + count:                                                                                                    \
-        for (int from = 0; from < 8; from += pairs) few_pairs(l, x, &tiles, ahead, from, kind, pairs, count, out);              \
-        break
+/* 16 outputs of a quantized weight for small rows; the weight is read from memory once. */
+static inline __attribute__((always_inline)) void few_rows_of(const Linear *l, const Small *x, int64_t index, int64_t rows, const int64_t kind) {
+    Block block = block_of(l->weight, kind, l->outputs, l->depth, index);
+    const uint8_t *tile = block.tiles;
+    __m512 sums[FEW_ROWS];
+    for (int64_t m = 0; m < rows; m++) sums[m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < l->depth; k++, tile += tile_bytes(kind)) {
+        ask_ahead(tile, l->depth * tile_bytes(kind), tile_bytes(kind));
+        add_small_products(x, k, l->depth, rows, tile, kind, block.scales, sums);
+    }
+    for (int64_t m = 0; m < rows; m++) put(l, m, 16 * index, sums[m], outputs_here(l, 16 * index));
+}
 
-/* Up to four rows of a quantized weight, 16 outputs at a time; the weight is read from memory once. */
-static void few_rows(const Linear *l, int64_t first, int64_t last, const Small *x) {
-    int64_t ahead = l->depth * tile_bytes(l->kind);
-    for (int64_t block = first; block < last; block++) {
-        Block tiles = block_of(l->weight, l->kind, l->outputs, l->depth, block);
-        float out[FEW_ROWS * 16] __attribute__((aligned(64)));
-        switch (8 * l->kind + l->rows) {
-            SMALL_CASE(WEIGHT_INT8, 1, 8);
-            SMALL_CASE(WEIGHT_INT8, 2, 8);
-            SMALL_CASE(WEIGHT_INT8, 3, 4);
-            SMALL_CASE(WEIGHT_INT8, 4, 4);
-            SMALL_CASE(WEIGHT_INT6, 1, 8);
-            SMALL_CASE(WEIGHT_INT6, 2, 8);
-            SMALL_CASE(WEIGHT_INT6, 3, 4);
-            SMALL_CASE(WEIGHT_INT6, 4, 4);
-            SMALL_CASE(WEIGHT_INT4, 1, 8);
-            SMALL_CASE(WEIGHT_INT4, 2, 8);
-            SMALL_CASE(WEIGHT_INT4, 3, 4);
-            SMALL_CASE(WEIGHT_INT4, 4, 4);
-            SMALL_CASE(WEIGHT_Q4_1, 1, 8);
-            SMALL_CASE(WEIGHT_Q4_1, 2, 8);
-            SMALL_CASE(WEIGHT_Q4_1, 3, 4);
-            SMALL_CASE(WEIGHT_Q4_1, 4, 4);
-        }
-        for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * block, _mm512_loadu_ps(out + 16 * m), outputs_here(l, 16 * block));
+/* Blocks [first, last) for up to FEW_ROWS rows. */
+static inline __attribute__((always_inline)) void few_rows(const Linear *l, const Small *x, int64_t first, int64_t last, const int64_t kind) {
+    for (int64_t block = first; block < last; block++)
+        if (l->rows == 1) few_rows_of(l, x, block, 1, kind); /* whose sums stay in registers */
+        else if (l->rows == 2) few_rows_of(l, x, block, 2, kind);
+        else few_rows_of(l, x, block, l->rows, kind);
+}
+
+static void small_products(const Linear *l, const Small *x, int64_t first, int64_t last) {
+    switch (l->kind) {
+        case WEIGHT_INT8: few_rows(l, x, first, last, WEIGHT_INT8); break;
+        case WEIGHT_INT6: few_rows(l, x, first, last, WEIGHT_INT6); break;
+        case WEIGHT_Q4_1: few_rows(l, x, first, last, WEIGHT_Q4_1); break;
+        default: few_rows(l, x, first, last, WEIGHT_INT4);
     }
 }
 
@@ -268,7 +196,7 @@ typedef struct {
     float *sums; /* 512 for each 16 tokens */
 } Pair;
 
-/* A thread's own room: whole blocks as bf16 (few_rows uses it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
+/* A thread's own room: whole blocks as bf16 (small_rows uses it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
 static Pair pair_of(const Linear *l, int64_t first, int64_t second, int64_t ahead, bf16 *room) {
     int64_t strip = l->depth < STRIP ? l->depth : STRIP;
     Pair pair = {.ahead = ahead, .strips = {room, room + strip * TILE}, .sums = (float *)(room + 2 * l->depth * TILE)};
@@ -408,7 +336,7 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
     }
 }
 
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to 4 rows and quantized weights),
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to FEW_ROWS rows and quantized weights),
  * rows, out, out's stride, wide, scratch: for each thread what pair_of says. */
 void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
@@ -417,7 +345,7 @@ void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     int64_t blocks = (l.outputs + 15) / 16, first, last;
     if (!l.tiles) {
         Small x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
-        while (next_share(worker, blocks, &first, &last)) few_rows(&l, first, last, &x);
+        while (next_share(worker, blocks, &first, &last)) small_products(&l, &x, first, last);
         return;
     }
     bf16 *room = own_room(&l, POINTER(bf16, 12), worker->me);
@@ -448,15 +376,11 @@ void owngpt_step_gated_linear(const int64_t *slots, Worker *worker) {
 /* The values of one output. */
 static void read_output(const uint8_t *tiles, int64_t kind, int64_t outputs, int64_t depth, int64_t output, bf16 *values) {
     Block block = block_of(tiles, kind, outputs, depth, output / 16);
-    int64_t row = output % 16;
+    bf16 tile[TILE] __attribute__((aligned(64)));
     for (int64_t k = 0; k < depth; k++) {
-        const uint8_t *tile = block.tiles + k * tile_bytes(kind);
-        __m512i rows[2];
-        tile_rows(tile, kind, (int)row / 2, block.table, levels_of(tile, kind, block.scales), &rows[0], &rows[1]);
-        _mm512_storeu_si512(values + 32 * k, rows[row % 2]);
+        unpack_tiles(&block, k, k + 1, tile);
+        memcpy(values + 32 * k, tile + output % 16 * 32, 32 * sizeof(bf16));
     }
-    for (; block.next != block.end; block.next++)
-        if (block.next->at / 32 % 16 == row) values[block.next->at / TILE * 32 + block.next->at % 32] = block.next->value;
 }
 
 /* Rows of a packed weight: slots weight, kind, outputs, inputs, ids, rows, out (bf16), factor, whether ids have 32 bits, scratch of

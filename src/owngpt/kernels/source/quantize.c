@@ -39,17 +39,41 @@ static void pack_bf16(const __m512 columns[GROUP], uint8_t *tile) {
     }
 }
 
-/* value = factor * q, q in -127 ... 127; the 16 factors follow the 512 numbers. */
+/* Numbers of eight bits, an input each with the outputs in the lanes, as numbers_of reads them. */
+static void put_numbers(const __m512i inputs[GROUP], int64_t kind, uint8_t *tile) {
+    __m512i numbers[8];
+    for (int j = 0; j < 8; j++) {
+        numbers[j] = inputs[4 * j];
+        for (int i = 1; i < 4; i++) numbers[j] = _mm512_or_si512(numbers[j], _mm512_slli_epi32(inputs[4 * j + i], 8 * i));
+    }
+    if (kind == WEIGHT_INT8) {
+        for (int j = 0; j < 8; j++) _mm512_storeu_si512(tile + 64 * j, numbers[j]);
+        return;
+    }
+    const __m512i nibble = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(3);
+    for (int j = 0; j < 4; j++) {
+        __m512i upper = _mm512_slli_epi16(_mm512_and_si512(numbers[j + 4], nibble), 4);
+        _mm512_storeu_si512(tile + 64 * j, _mm512_or_si512(_mm512_and_si512(numbers[j], nibble), upper));
+    }
+    for (int half = 0; kind == WEIGHT_INT6 && half < 2; half++) {
+        __m512i bits = _mm512_setzero_si512();
+        for (int j = 0; j < 4; j++) bits = _mm512_or_si512(bits, _mm512_slli_epi16(_mm512_and_si512(_mm512_srli_epi16(numbers[4 * half + j], 4), pair), 2 * j));
+        _mm512_storeu_si512(tile + 256 + 64 * half, bits);
+    }
+}
+
+/* value = factor * (number - 128), the number in 1 ... 255; the 16 factors follow the 512 numbers. */
 static void pack_int8(const __m512 columns[GROUP], uint8_t *tile) {
     __m512 most = _mm512_setzero_ps();
+    __m512i numbers[GROUP];
     for (int k = 0; k < GROUP; k++) most = _mm512_max_ps(most, _mm512_abs_ps(columns[k]));
     __m512 factor = as_half(_mm512_mul_ps(most, _mm512_set1_ps(1.0f / 127.0f))), inverse = inverse_or_zero(factor);
     for (int k = 0; k < GROUP; k++) {
-        int8_t values[16];
-        __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(columns[k], inverse)), _mm512_set1_epi32(-127));
-        _mm_storeu_si128((__m128i *)values, _mm512_cvtsepi32_epi8(q));
-        for (int i = 0; i < 16; i++) tile[32 * i + k] = (uint8_t)values[i];
+        __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(columns[k], inverse));
+        q = _mm512_min_epi32(_mm512_max_epi32(q, _mm512_set1_epi32(-127)), _mm512_set1_epi32(127));
+        numbers[k] = _mm512_add_epi32(q, _mm512_set1_epi32(128));
     }
+    put_numbers(numbers, WEIGHT_INT8, tile);
     put_halves(tile + factors_at(WEIGHT_INT8), factor);
 }
 
@@ -71,7 +95,7 @@ static Levels fit_levels(const __m512 columns[GROUP], float top) {
     }
     __m512 count = _mm512_set1_ps(GROUP), two = _mm512_set1_ps(2.0f), span = inverse_or_zero(_mm512_sub_ps(high, low));
     best = _mm512_set1_ps(INFINITY);
-    Levels found = {none, low, none};
+    Levels found = {none, low};
     for (int candidate = 0; candidate < CANDIDATES; candidate++) {
         __m512 inverse = _mm512_mul_ps(span, _mm512_set1_ps(candidate ? top * (0.9f + (float)candidate / 60.0f) : top));
         __m512 q1 = none, q2 = none, qx = none;
@@ -102,27 +126,19 @@ static Levels fit_levels(const __m512 columns[GROUP], float top) {
     return found;
 }
 
-/* value = factor * q + offset, q in 0 ... 15, in int6 0 ... 63. Two outputs share a byte with their lower four bits, and two masks with
- * those above; 16 roots and 16 zeros follow, of the levels rounded to them. */
+/* value = factor * (number - zero), the number in 0 ... 15, in int6 0 ... 63; 16 roots and 16 zeros follow, to which the levels are rounded. */
 static void pack_levels(const __m512 columns[GROUP], Levels levels, __m512 scales, int kind, uint8_t *tile) {
     float top = kind == WEIGHT_INT6 ? 63.0f : 15.0f;
-    uint64_t upper[16] = {0};
+    __m512i numbers[GROUP];
     put_bytes(tile + factors_at(kind), _mm512_sqrt_ps(_mm512_mul_ps(levels.factors, inverse_or_zero(scales))));
     __m512 inverse = inverse_or_zero(_mm512_mul_ps(squares_of(tile, kind), scales));
     /* Where 0 lies does not change with the factor's rounding: all values of a group then have the same relative error. */
     __m512 zeros = _mm512_mul_ps(levels.offsets, inverse_or_zero(levels.factors));
     put_bytes(tile + factors_at(kind) + 16, _mm512_mul_ps(zeros, _mm512_set1_ps(kind == WEIGHT_INT4 ? -16.0f : -4.0f)));
-    __m512 low = _mm512_mul_ps(zeros_of(tile, kind), _mm512_set1_ps(-1.0f)); /* in levels */
-    for (int k = 0; k < GROUP; k++) {
-        uint8_t values[16];
-        _mm_storeu_si128((__m128i *)values, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(level(_mm512_mul_ps(columns[k], inverse), low, _mm512_set1_ps(1.0f), top))));
-        for (int i = 0; i < 8; i++) {
-            uint64_t even = values[2 * i], odd = values[2 * i + 1];
-            tile[32 * i + k] = (uint8_t)((even & 15) | odd << 4);
-            for (int bit = 0; bit < 2; bit++) upper[2 * i + bit] |= (even >> (4 + bit) & 1) << k | (odd >> (4 + bit) & 1) << (32 + k);
-        }
-    }
-    if (kind == WEIGHT_INT6) memcpy(tile + 256, upper, sizeof upper);
+    __m512 low = _mm512_mul_ps(zeros_of(tile, kind), _mm512_set1_ps(-1.0f));
+    for (int k = 0; k < GROUP; k++)
+        numbers[k] = _mm512_cvtps_epi32(level(_mm512_mul_ps(columns[k], inverse), low, _mm512_set1_ps(1.0f), top));
+    put_numbers(numbers, kind, tile);
 }
 
 /* A weight that is to be packed. form: 0 for outputs x inputs of bf16, 1 of float, 2 + a kind for tiles. */
@@ -139,14 +155,12 @@ static void read_tile(const Source *source, int64_t block, int64_t k, __m512 col
         return;
     }
     const uint8_t *tile = (const uint8_t *)source->values + (block * source->depth + k) * tile_bytes(WEIGHT_Q4_1);
-    const __m128i nibble = _mm_set1_epi8(15);
     Levels levels = levels_of(tile, WEIGHT_Q4_1, _mm512_setzero_ps());
+    __m512i numbers[8];
+    numbers_of(tile, WEIGHT_Q4_1, numbers);
     for (int i = 0; i < GROUP; i++) {
-        uint8_t bytes[8];
-        for (int pair = 0; pair < 8; pair++) bytes[pair] = tile[32 * pair + i];
-        __m128i both = _mm_loadl_epi64((const __m128i *)bytes);
-        __m128i numbers = _mm_and_si128(_mm_unpacklo_epi8(both, _mm_srli_epi16(both, 4)), nibble);
-        columns[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(numbers)), levels.factors, levels.offsets);
+        __m512i number = _mm512_and_si512(_mm512_srli_epi32(numbers[i / 4], 8 * (unsigned)(i % 4)), _mm512_set1_epi32(255));
+        columns[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(number), levels.factors, levels.offsets);
     }
 }
 
@@ -334,33 +348,34 @@ int owngpt_pack_compact(const void *weight, int form, int64_t outputs, int64_t i
     return failed;
 }
 
-/* The bytes of one output's group into its tile: of int8 as they are, nibbles beside those of their neighbour. */
-static inline void join_row(const uint8_t *quants, int few_bits, int i, uint8_t *tile) {
-    __m256i q = _mm256_loadu_si256((const __m256i *)quants);
-    if (!few_bits) _mm256_storeu_si256((__m256i *)(tile + 32 * i), q);
-    else if (i % 2 == 0) _mm256_storeu_si256((__m256i *)(tile + 16 * i), q);
-    else {
-        __m256i *pair = (__m256i *)(tile + 16 * (i - 1));
-        _mm256_storeu_si256(pair, _mm256_or_si256(_mm256_loadu_si256(pair), _mm256_slli_epi16(q, 4)));
+/* A tile's numbers from quants (outputs x inputs bytes), `bias` more than they are; those of absent outputs are `bias`. */
+static void join_tile(const uint8_t *quants, int present, int64_t inputs, int8_t bias, int64_t kind, uint8_t *tile) {
+    __m512i numbers[GROUP];
+    for (int k = 0; k < GROUP; k++) {
+        int32_t column[16];
+        for (int i = 0; i < 16; i++) column[i] = (uint8_t)((i < present ? quants[i * inputs + k] : 0) + bias);
+        numbers[k] = _mm512_loadu_si512(column);
     }
+    put_numbers(numbers, kind, tile);
 }
 
 /* A weight that is stored in groups already: quants (outputs x inputs bytes, q4_1 where there are offsets and then at most 15, else
  * int8), factors and offsets (outputs x inputs / 32 in half precision) into tiles, unchanged. Outputs that fill up the last are 0. */
 int owngpt_join_groups(const uint8_t *quants, const uint16_t *factors, const uint16_t *offsets, int64_t outputs, int64_t inputs, uint8_t *tiles, int threads) {
-    int64_t depth = inputs / 32, few = offsets != NULL, bytes = tile_bytes(few ? WEIGHT_Q4_1 : WEIGHT_INT8), numbers = few ? 256 : 512;
+    int64_t depth = inputs / 32, kind = offsets ? WEIGHT_Q4_1 : WEIGHT_INT8;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (int64_t block = 0; block < (outputs + 15) / 16; block++)
         for (int64_t k = 0; k < depth; k++) {
-            uint8_t *tile = tiles + (block * depth + k) * bytes;
-            uint16_t *ends = (uint16_t *)(tile + numbers);
-            memset(tile, 0, (size_t)bytes);
-            for (int i = 0; i < 16 && 16 * block + i < outputs; i++) {
+            uint8_t *tile = tiles + (block * depth + k) * tile_bytes(kind);
+            int present = (int)(outputs - 16 * block < 16 ? outputs - 16 * block : 16);
+            uint16_t ends[32] = {0};
+            for (int i = 0; i < present; i++) {
                 int64_t group = (16 * block + i) * depth + k;
-                join_row(quants + 32 * group, (int)few, i, tile);
                 ends[i] = factors[group];
-                if (few) ends[16 + i] = offsets[group];
+                if (offsets) ends[16 + i] = offsets[group];
             }
+            join_tile(quants + 16 * block * inputs + 32 * k, present, inputs, offsets ? 0 : (int8_t)128, kind, tile);
+            memcpy(tile + factors_at(kind), ends, offsets ? 64 : 32);
         }
     return 0;
 }

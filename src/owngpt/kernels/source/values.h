@@ -1,12 +1,15 @@
 /* What the tiles of a weight hold, and their values as bf16. A tile is 16 outputs x 32 inputs. Kinds:
  * bf16 as is (1,024 bytes);
- * int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes: 512 numbers, 16 factors);
+ * int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes: numbers, which are 128 more than what they
+ * stand for, and 16 factors);
  * q4_1 with a half-precision factor and offset for each group (320 bytes: 256 of nibbles, 16 factors, 16 offsets), as GGUF has it;
  * int4 with eight bits for each of them (288 bytes: 256 of nibbles, 16 roots, 16 zeros). A factor is the square of its root times
- * the scale of its output, so that a group far smaller than the largest of its output keeps its levels; an offset is -factor *
- * zero / 16, which a zero that is a whole level would make coarser. Behind all tiles lie the scales, a float for each output;
- * int6 likewise (416 bytes: 256 of nibbles, two masks of 64 bits for each pair of outputs, which are its numbers' upper bits, 16
- * roots, 16 zeros, of a quarter of a level);
+ * the scale of its output, so that a group far smaller than the largest of its output keeps its levels; a zero is where 0 lies, in
+ * sixteenths of a level. Behind all tiles lie the scales, a float for each output;
+ * int6 likewise (416 bytes: 256 of nibbles, 128 of the two bits above them, 16 roots, 16 zeros in quarters of a level);
+ * In these four the outputs lie side by side: each 64 bytes hold four inputs of every output (of nibbles, and four more, 16 inputs
+ * on, in the upper halves; of int6's upper bits, two of each of 16 inputs), so that a vector product of a few tokens needs nothing
+ * put in order, nor its sums added up.
  * compact, which is bf16 without loss (768 bytes). The weights of a block differ little in magnitude, so that the upper byte of
  * nearly all (sign and all but the last bit of the exponent) is one of 16: a nibble names it, the lower byte stays. For each pair
  * of outputs 64 lower bytes, in quarters of 8 of the even output and 8 of the odd one; behind those of the tile 32 bytes of
@@ -20,9 +23,9 @@
 
 enum { TILE = 512 };
 
-/* Of the 16 groups of a tile: value = factor * number + offset, or factor * (number - zero), which is exactly 0 at its zero. */
+/* Of the 16 groups of a tile: value = factor * number + offset. */
 typedef struct {
-    __m512 factors, offsets, zeros;
+    __m512 factors, offsets;
 } Levels;
 
 static inline __m512 halves_at(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
@@ -42,67 +45,65 @@ static inline const float *scales_of(const uint8_t *tiles, int64_t kind, int64_t
 }
 
 /* `scales` are those of int4 and int6. */
-static inline Levels levels_of(const uint8_t *tile, int64_t kind, __m512 scales) {
-    const uint8_t *factors = tile + factors_at(kind);
-    Levels levels = {_mm512_setzero_ps(), _mm512_setzero_ps(), _mm512_setzero_ps()};
-    if (kind == WEIGHT_INT8 || kind == WEIGHT_Q4_1) levels.factors = halves_at(factors);
-    if (kind == WEIGHT_Q4_1) levels.offsets = halves_at(factors + 32);
-    if (kind == WEIGHT_INT4 || kind == WEIGHT_INT6) {
-        levels.factors = _mm512_mul_ps(squares_of(tile, kind), scales);
-        levels.zeros = zeros_of(tile, kind);
+static inline __attribute__((always_inline)) Levels levels_of(const uint8_t *tile, int64_t kind, __m512 scales) {
+    __m512 factors = kind == WEIGHT_INT4 || kind == WEIGHT_INT6 ? _mm512_mul_ps(squares_of(tile, kind), scales) : halves_at(tile + factors_at(kind));
+    if (kind == WEIGHT_Q4_1) return (Levels){factors, halves_at(tile + factors_at(kind) + 32)};
+    __m512 zeros = kind == WEIGHT_INT8 ? _mm512_set1_ps(128.0f) : zeros_of(tile, kind);
+    return (Levels){factors, _mm512_fnmadd_ps(factors, zeros, _mm512_setzero_ps())};
+}
+
+/* The numbers of a quantized tile, from 0 on: four inputs of every output in each. */
+static inline __attribute__((always_inline)) void numbers_of(const uint8_t *tile, int64_t kind, __m512i numbers[8]) {
+    const __m512i nibble = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(48);
+    UNROLL
+    for (int j = 0; j < 4; j++) {
+        numbers[j] = _mm512_loadu_si512(tile + 64 * j);
+        if (kind == WEIGHT_INT8) numbers[j + 4] = _mm512_loadu_si512(tile + 64 * (j + 4));
+        else {
+            numbers[j + 4] = _mm512_and_si512(_mm512_srli_epi16(numbers[j], 4), nibble);
+            numbers[j] = _mm512_and_si512(numbers[j], nibble);
+        }
     }
-    return levels;
+    if (kind != WEIGHT_INT6) return;
+    UNROLL
+    for (int half = 0; half < 2; half++) {
+        __m512i bits = _mm512_loadu_si512(tile + 256 + 64 * half);
+        numbers[4 * half] = _mm512_or_si512(numbers[4 * half], _mm512_and_si512(_mm512_slli_epi16(bits, 4), pair));
+        numbers[4 * half + 1] = _mm512_or_si512(numbers[4 * half + 1], _mm512_and_si512(_mm512_slli_epi16(bits, 2), pair));
+        numbers[4 * half + 2] = _mm512_or_si512(numbers[4 * half + 2], _mm512_and_si512(bits, pair));
+        numbers[4 * half + 3] = _mm512_or_si512(numbers[4 * half + 3], _mm512_and_si512(_mm512_srli_epi16(bits, 2), pair));
+    }
 }
 
-static inline __m512 of_row(__m512 values, int row) { return _mm512_permutexvar_ps(_mm512_set1_epi32(row), values); }
-
-/* What numbers of one row stand for. */
-static inline __m512 stand_for(__m512 numbers, Levels levels, int64_t kind, int row) {
-    __m512 factor = of_row(levels.factors, row);
-    if (kind == WEIGHT_INT8) return _mm512_mul_ps(numbers, factor);
-    if (kind == WEIGHT_Q4_1) return _mm512_fmadd_ps(numbers, factor, of_row(levels.offsets, row));
-    return _mm512_mul_ps(_mm512_sub_ps(numbers, of_row(levels.zeros, row)), factor);
+/* 4 x 4 times 4 bytes: the first input's register has then all 16 bytes of outputs 0, 4, 8 and 12, the second's of 1, 5, 9 and 13. */
+static inline void turn_four(__m512i r[4]) {
+    __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpacklo_epi32(r[2], r[3]);
+    __m512i c = _mm512_unpackhi_epi32(r[0], r[1]), d = _mm512_unpackhi_epi32(r[2], r[3]);
+    r[0] = _mm512_unpacklo_epi64(a, b), r[1] = _mm512_unpackhi_epi64(a, b);
+    r[2] = _mm512_unpacklo_epi64(c, d), r[3] = _mm512_unpackhi_epi64(c, d);
 }
 
-/* The table of one group: what each nibble stands for, 16 entries twice over. */
-static inline __m512i nibble_table(Levels levels, int64_t kind, int row) {
-    const __m512 steps = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    __m512 values = stand_for(steps, levels, kind, row);
-    return (__m512i)_mm512_cvtne2ps_pbh(values, values);
-}
-
-/* Rows 2i and 2i+1 of a tile of nibbles as bf16: byte k holds input k of the even row low, of the odd row high. The table's two
- * copies make the fifth bit of an index, which belongs to the neighbour, not matter. */
-static inline void nibble_rows(const uint8_t *tile, int64_t kind, int pair, Levels levels, __m512i *even, __m512i *odd) {
-    __m512i bytes = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)(tile + 32 * pair)));
-    *even = _mm512_permutexvar_epi16(bytes, nibble_table(levels, kind, 2 * pair));
-    *odd = _mm512_permutexvar_epi16(_mm512_srli_epi16(bytes, 4), nibble_table(levels, kind, 2 * pair + 1));
-}
-
-/* 32 numbers of eight bits with a sign as what they stand for. */
-static inline __m512i values_of(__m256i numbers, Levels levels, int64_t kind, int row) {
-    __m512 low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_castsi256_si128(numbers)));
-    __m512 high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm256_extracti128_si256(numbers, 1)));
-    return (__m512i)_mm512_cvtne2ps_pbh(stand_for(high, levels, kind, row), stand_for(low, levels, kind, row));
-}
-
-/* The values of a row of an int8 tile. */
-static inline __m512i int8_row(const uint8_t *tile, int row, Levels levels) {
-    return values_of(_mm256_loadu_si256((const __m256i *)(tile + 32 * row)), levels, WEIGHT_INT8, row);
-}
-
-/* The masks of a pair of outputs in an int6 tile: bit 4 of their 64 numbers, bit 5. */
-static inline const uint64_t *upper_bits(const uint8_t *tile, int pair) { return (const uint64_t *)(tile + 256) + 2 * pair; }
-
-/* The values of a row of an int6 tile. */
-static inline __m512i int6_row(const uint8_t *tile, int row, Levels levels) {
-    const uint64_t *upper = upper_bits(tile, row / 2);
-    int odd = row % 2;
-    __m256i numbers = _mm256_loadu_si256((const __m256i *)(tile + 32 * (row / 2)));
-    numbers = _mm256_and_si256(_mm256_srlv_epi32(numbers, _mm256_set1_epi32(4 * odd)), _mm256_set1_epi8(15));
-    numbers = _mm256_mask_add_epi8(numbers, (__mmask32)(upper[0] >> 32 * odd), numbers, _mm256_set1_epi8(16));
-    numbers = _mm256_mask_add_epi8(numbers, (__mmask32)(upper[1] >> 32 * odd), numbers, _mm256_set1_epi8(32));
-    return values_of(numbers, levels, WEIGHT_INT6, row);
+/* A quantized tile as bf16. */
+static inline __attribute__((always_inline)) void widen_tile(const uint8_t *tile, int64_t kind, __m512 scales, bf16 *out) {
+    __m512i numbers[8];
+    uint8_t turned[512] __attribute__((aligned(64)));
+    float factors[16] __attribute__((aligned(64))), offsets[16] __attribute__((aligned(64))); /* spreading a number from memory costs no shuffle ... */
+    Levels levels = levels_of(tile, kind, scales);
+    _mm512_store_ps(factors, levels.factors);
+    _mm512_store_ps(offsets, levels.offsets);
+    BARRIER(); /* ... which the compiler would prefer */
+    numbers_of(tile, kind, numbers);
+    turn_four(numbers);
+    turn_four(numbers + 4);
+    UNROLL
+    for (int i = 0; i < 8; i++) _mm512_store_si512(turned + 64 * i, numbers[i]);
+    UNROLL
+    for (int row = 0; row < 16; row++) {
+        const uint8_t *first = turned + 64 * (row % 4) + 16 * (row / 4);
+        __m512 factor = _mm512_set1_ps(factors[row]), offset = _mm512_set1_ps(offsets[row]);
+        __m512 low = _mm512_fmadd_ps(bytes_at(first), factor, offset), high = _mm512_fmadd_ps(bytes_at(first + 256), factor, offset);
+        _mm512_storeu_si512(out + 32 * row, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+    }
 }
 
 /* Of a block of compact tiles. */
@@ -133,22 +134,16 @@ static inline __m512i upper_table(const Upper *upper) {
     return _mm512_or_si512(_mm512_set1_epi64(bytes), signs);
 }
 
-/* Rows 2 * pair and 2 * pair + 1 of a compact tile. */
-static inline void compact_rows(const uint8_t *tile, int pair, __m512i table, __m512i *even, __m512i *odd) {
+/* A compact tile as bf16, two outputs at a time. */
+static inline void widen_compact(const uint8_t *tile, __m512i table, bf16 *out) {
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
-    __m512i nibbles = _mm512_srlv_epi64(_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 512 + 32 * pair))), shift);
-    __m512i lower = _mm512_loadu_si512(tile + 64 * pair), upper = _mm512_permutexvar_epi8(nibbles, table);
-    *even = _mm512_unpacklo_epi8(lower, upper);
-    *odd = _mm512_unpackhi_epi8(lower, upper);
-}
-
-/* Two rows of a tile of any kind; `table` is of compact ones, `levels` of quantized ones. */
-static inline __attribute__((always_inline)) void tile_rows(const uint8_t *tile, int64_t kind, int pair, __m512i table, Levels levels, __m512i *even, __m512i *odd) {
-    if (kind == WEIGHT_BF16) *even = _mm512_loadu_si512(tile + 128 * pair), *odd = _mm512_loadu_si512(tile + 128 * pair + 64);
-    else if (kind == WEIGHT_INT8) *even = int8_row(tile, 2 * pair, levels), *odd = int8_row(tile, 2 * pair + 1, levels);
-    else if (kind == WEIGHT_INT6) *even = int6_row(tile, 2 * pair, levels), *odd = int6_row(tile, 2 * pair + 1, levels);
-    else if (kind == WEIGHT_COMPACT) compact_rows(tile, pair, table, even, odd);
-    else nibble_rows(tile, kind, pair, levels, even, odd);
+    UNROLL
+    for (int pair = 0; pair < 8; pair++) {
+        __m512i nibbles = _mm512_srlv_epi64(_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 512 + 32 * pair))), shift);
+        __m512i lower = _mm512_loadu_si512(tile + 64 * pair), upper = _mm512_permutexvar_epi8(nibbles, table);
+        _mm512_storeu_si512(out + 64 * pair, _mm512_unpacklo_epi8(lower, upper));
+        _mm512_storeu_si512(out + 64 * pair + 32, _mm512_unpackhi_epi8(lower, upper));
+    }
 }
 
 /* A block of a weight that is read from its first tile to its last. */
@@ -172,18 +167,14 @@ static inline Block block_of(const uint8_t *tiles, int64_t kind, int64_t outputs
 }
 
 /* `kind` is a constant where this is inlined. */
+static inline __attribute__((always_inline)) void unpack_tile(const Block *block, const int64_t kind, const uint8_t *tile, bf16 *out) {
+    if (kind == WEIGHT_BF16) memcpy(out, tile, TILE * sizeof(bf16));
+    else if (kind == WEIGHT_COMPACT) widen_compact(tile, block->table, out);
+    else widen_tile(tile, kind, block->scales, out);
+}
+
 static inline __attribute__((always_inline)) void unpack_tiles_of(const Block *block, const int64_t kind, int64_t from, int64_t to, bf16 *out) {
-    const uint8_t *tile = block->tiles + from * tile_bytes(kind);
-    for (int64_t k = from; k < to; k++, tile += tile_bytes(kind), out += TILE) {
-        Levels levels = levels_of(tile, kind, block->scales);
-        UNROLL
-        for (int pair = 0; pair < 8; pair++) {
-            __m512i even, odd;
-            tile_rows(tile, kind, pair, block->table, levels, &even, &odd);
-            _mm512_storeu_si512(out + 64 * pair, even);
-            _mm512_storeu_si512(out + 64 * pair + 32, odd);
-        }
-    }
+    for (int64_t k = from; k < to; k++, out += TILE) unpack_tile(block, kind, block->tiles + k * tile_bytes(kind), out);
 }
 
 /* Tiles [from, to) as bf16; those before them have been read. */
