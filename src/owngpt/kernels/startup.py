@@ -3,15 +3,79 @@
 from __future__ import annotations
 
 import gc
+import importlib.machinery
+import sys
+import threading
+from collections.abc import Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 from owngpt.kernels import build
 
 COLLECT_AFTER = (50_000, 20, 100)
 """Objects and rounds between runs of the garbage collector. An import makes objects that stay, and looking at them again and
 again takes an eighth of torch's import."""
+DEFERRED = frozenset(("torch._meta_registrations", "torch.export"))
+"""Parts of torch that only its compiler needs, a third of its import: what operators do to shapes, and programs as graphs."""
+
+_loading = threading.RLock()
 
 
 def hasten(library: str) -> None:
-    """Compile a library of kernels meanwhile, where that was never done, and collect garbage less often."""
+    """Compile a library of kernels meanwhile, where that was never done, collect garbage less often, and import the parts of
+    torch in :data:`DEFERRED` when something of theirs is first asked for."""
     build.start(library)
     gc.set_threshold(*COLLECT_AFTER)
+    if "torch" not in sys.modules:
+        sys.meta_path.insert(0, _Finder(DEFERRED))
+
+
+class _Finder(MetaPathFinder):
+    """Answers once for each of its modules."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = set(names)
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name not in self._names:
+            return None
+        self._names.discard(name)
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Later(spec.loader)
+        return spec
+
+
+class _Later(Loader):
+    """Makes a module that is empty until something of it is asked for."""
+
+    def __init__(self, real: Loader) -> None:
+        self.real = real
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return _Deferred(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Nothing yet."""
+
+
+class _Deferred(ModuleType):
+    def __getattr__(self, name: str) -> Any:
+        """Called for what is not there yet."""
+        if not (name.startswith("__") and name.endswith("__")):  # those the import itself asks for
+            _load(self)
+            if name in vars(self):
+                return vars(self)[name]
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+def _load(module: ModuleType) -> None:
+    with _loading:
+        spec = module.__spec__
+        if spec is None or not isinstance(spec.loader, _Later):  # it is there, or this very thread is at it
+            return
+        spec.loader = module.__loader__ = spec.loader.real
+        spec.loader.exec_module(module)
+        module.__class__ = ModuleType
