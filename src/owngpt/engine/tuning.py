@@ -73,14 +73,16 @@ def apply(runner: PackedRunner, tuning: Tuning) -> None:
 
 def _measure(model: GPT, most: int) -> Tuning:
     with _shortened(model):
-        threads = min(
-            {most, max(1, most // 2)} if most > 2 else {most}, key=lambda count: (_seconds(model, 1, FEW + 1, count), -count)
-        )
+        counts = {most, max(1, most // 2)} if most > 2 else {most}
+        threads = most if len(counts) == 1 else min(counts, key=lambda count: (_seconds(model, 1, FEW + 1, count), -count))
         if packed_kinds(model) <= {"bf16", "compact"}:
             return Tuning(1, threads)
-        sizes = [rows for rows in ROWS if 2 <= rows <= FEW]
-        slower = (rows for rows in sizes if _seconds(model, rows, FEW + 1, threads) >= _seconds(model, rows, 1, threads))
-        return Tuning(next(slower, FEW + 1), threads)
+        tiles_from = FEW + 1
+        for rows in reversed([rows for rows in ROWS if 2 <= rows <= FEW]):
+            if _seconds(model, rows, FEW + 1, threads) < _seconds(model, rows, 1, threads):
+                break  # with fewer rows vector products are faster still
+            tiles_from = rows
+    return Tuning(tiles_from, threads)
 
 
 def _seconds(model: GPT, rows: int, tiles_from: int, threads: int) -> float:
