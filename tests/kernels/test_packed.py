@@ -95,7 +95,7 @@ def test_four_bits_are_spent_better_than_from_the_least_to_the_greatest_value() 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("value", [0.0, 1.0, -3.0, 1e-3, 1e4])
+@pytest.mark.parametrize("value", [0.0, 1.0, -1.1, -3.0, -4.3, 1e-3, 1e4])
 def test_equal_values_and_zeros_stay_what_they_are(kind: Kind, value: float) -> None:
     unpacked = pack(torch.full((16, 64), value), kind).unpacked()
     assert torch.allclose(unpacked, torch.full((16, 64), value), rtol=0.01, atol=1e-7)
@@ -130,12 +130,37 @@ def test_what_is_stored_in_4_bit_groups_becomes_int4_with_the_same_numbers() -> 
     assert torch.equal(made.unpacked() == 0, expected == 0)
 
 
-def test_damaged_weights_stay_damaged() -> None:
+@pytest.mark.parametrize("least", [0.0, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
+def test_weights_of_one_sign_are_held_as_well_whichever_it_is(kind: Kind, least: float) -> None:
+    weight = least + (1 - least) * torch.rand(16, 256, generator=torch.Generator().manual_seed(0))
+    above, below = (float((pack(each, kind).unpacked() - each).abs().mean()) for each in (weight, -weight))
+    assert below == pytest.approx(above, rel=0.1) and above < 0.04
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("least", [-1.0, -8.0, -15.0, -30.0, 4.0])
+def test_stored_groups_of_any_range_become_int4(least: float, turned: bool) -> None:
+    """Q4_0 has negative factors for half of its groups; a group need not reach 0."""
+    generator = torch.Generator().manual_seed(0)
+    factors = (0.5 + torch.rand(16, 8, generator=generator)).half()
+    nibbles = torch.randint(0, 16, (16, 256), generator=generator, dtype=torch.uint8)
+    offsets = (least * factors.float()).half()
+    mixed = torch.rand(16, 8, generator=generator) < 0.5 if turned else torch.zeros(16, 8, dtype=torch.bool)
+    offsets = torch.where(mixed, offsets + 15 * factors, offsets)  # the same levels from the other end
+    stored = packed.pack_groups(nibbles, torch.where(mixed, -factors, factors), offsets)
+    expected = stored.unpacked()
+    error = float((packed.pack(stored, "int4").unpacked() - expected).abs().mean() / expected.abs().mean())
+    assert error < (0.006 if -15 <= least <= 0 else 0.05)
+
+
+@pytest.mark.parametrize("damage", [math.nan, math.inf])
+@pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
+def test_damaged_weights_stay_damaged(kind: Kind, damage: float) -> None:
     weight = weight_of(32, 64)
-    weight[3, 40] = math.nan
-    for kind in ("int6", "int4"):
-        found = pack(weight, kind).unpacked().isnan().any(1)
-        assert found.nonzero().flatten().tolist() == [3]
+    weight[3, 40] = damage
+    found = pack(weight, kind).unpacked().isfinite().all(1)
+    assert (~found).nonzero().flatten().tolist() == [3]
 
 
 def seldom(outputs: int, inputs: int, value: float) -> Tensor:

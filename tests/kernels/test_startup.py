@@ -25,17 +25,35 @@ def test_parts_that_writing_does_not_need_are_left_for_later() -> None:
 
 def test_what_was_left_is_there_when_it_is_asked_for() -> None:
     program = f"""
-from torch.export import Dim, export
-assert {LATER} == ["torch._meta_registrations"]
-assert torch.export.Dim is Dim and "Dim" in dir(torch.export)
-torch._meta_registrations.register_meta
-assert {LATER} == []
+from torch.export import *
+assert Dim is torch.export.Dim and "unflatten" in dir(torch.export)
+print({LATER})
+"""
+    assert run(program) == "[]"  # exporting needs to know what operators do to shapes
+
+
+def test_torchs_compiler_gets_what_it_needs() -> None:
+    program = """
 class Twice(torch.nn.Module):
     def forward(self, x): return torch.nn.functional.gelu(x) * 2
-exported = export(Twice(), (torch.ones(3),)).module()
-print(torch.equal(exported(torch.ones(3)), Twice()(torch.ones(3))))
+x, twice = torch.ones(3), Twice()
+print(torch.equal(torch.compile(twice, backend="aot_eager")(x), twice(x)))
+print(torch.equal(torch.export.export(twice, (x,)).module()(x), twice(x)))
 """
-    assert run(program) == "True"
+    assert run(program) == "True\nTrue"
+
+
+def test_what_could_not_be_loaded_can_be_tried_again() -> None:
+    program = """
+real = sys.modules["torch.export"].__spec__.loader.real
+whole = real.exec_module
+def fail(module): raise KeyboardInterrupt
+real.exec_module = fail
+try: torch.export.Dim
+except KeyboardInterrupt: real.exec_module = whole
+print(torch.export.Dim.__name__)
+"""
+    assert run(program) == "Dim"
 
 
 def test_what_is_not_in_a_part_is_said_as_ever() -> None:

@@ -18,8 +18,6 @@ KINDS: dict[Kind, int] = {"bf16": 0, "int8": 1, "int4": 2, "int6": 3, "compact":
 TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6": 416, "q4_1": 320, "int4": 288}
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
-GROUP = COLUMNS
-"""Inputs that share a factor in int8, a factor and an offset in the others."""
 FEW = 8
 """Most rows that the vector products of quantized weights take."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
@@ -64,7 +62,7 @@ class PackedWeight:
         return -(-self.inputs // COLUMNS)
 
     def unpacked(self) -> Tensor:
-        """(outputs, inputs) float32: what the products use."""
+        """(outputs, inputs) float32: what the products use, but for float32's rounding."""
         outputs = -(-self.outputs // ROWS)
         if self.kind == "bf16":
             values = self.tiles.view(torch.bfloat16).view(outputs, self.depth, ROWS, COLUMNS).float()

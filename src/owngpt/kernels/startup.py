@@ -17,8 +17,12 @@ from owngpt.kernels import build
 COLLECT_AFTER = (50_000, 20, 100)
 """Objects and rounds between runs of the garbage collector. An import makes objects that stay, and looking at them again and
 again takes an eighth of torch's import."""
-DEFERRED = frozenset(("torch._meta_registrations", "torch.export"))
+SHAPES = "torch._meta_registrations"
+DEFERRED = frozenset((SHAPES, "torch.export"))
 """Parts of torch that only its compiler needs, a third of its import: what operators do to shapes, and programs as graphs."""
+COMPILER = ("torch._dynamo", "torch._inductor", "torch._functorch.aot_autograd", "torch._export", "torch.export.")
+"""Whoever imports one of these needs what operators do to shapes, without asking for it by name."""
+IMPORT_ASKS_FOR = frozenset(("__path__", "__file__", "__cached__", "__loader__", "__package__", "__spec__", "__wrapped__"))
 
 _loading = threading.RLock()
 
@@ -39,6 +43,8 @@ class _Finder(MetaPathFinder):
         self._names = set(names)
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+        if name.startswith(COMPILER) and SHAPES in sys.modules:
+            _load(sys.modules[SHAPES])
         if name not in self._names:
             return None
         self._names.discard(name)
@@ -64,18 +70,33 @@ class _Later(Loader):
 class _Deferred(ModuleType):
     def __getattr__(self, name: str) -> Any:
         """Called for what is not there yet."""
-        if not (name.startswith("__") and name.endswith("__")):  # those the import itself asks for
-            _load(self)
-            if name in vars(self):
-                return vars(self)[name]
+        if name not in IMPORT_ASKS_FOR and _load(self):
+            return getattr(self, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
+    def __dir__(self) -> list[str]:
+        _load(self)
+        return sorted(vars(self))
 
-def _load(module: ModuleType) -> None:
+
+def _load(module: ModuleType) -> bool:
+    """Whether all of it is there now: not while this very thread is at it.
+
+    A thread that imports something must not wait here for one that holds this lock and imports the same; a program that only
+    writes asks for nothing of this.
+    """
     with _loading:
         spec = module.__spec__
-        if spec is None or not isinstance(spec.loader, _Later):  # it is there, or this very thread is at it
-            return
-        spec.loader = module.__loader__ = spec.loader.real
-        spec.loader.exec_module(module)
-        module.__class__ = ModuleType
+        if type(module) is not _Deferred or spec is None:
+            return True
+        if not isinstance(spec.loader, _Later):
+            return False
+        later = spec.loader
+        spec.loader = module.__loader__ = later.real
+        try:
+            later.real.exec_module(module)
+        except BaseException:
+            spec.loader = module.__loader__ = later  # to be tried again
+            raise
+        module.__class__ = ModuleType  # type: ignore[assignment]
+        return True

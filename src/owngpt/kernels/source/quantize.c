@@ -64,10 +64,13 @@ static void put_numbers(const __m512i inputs[GROUP], int64_t kind, uint8_t *tile
 
 /* value = factor * (number - 128), the number in 1 ... 255; the 16 factors follow the 512 numbers. */
 static void pack_int8(const __m512 columns[GROUP], uint8_t *tile) {
-    __m512 most = _mm512_setzero_ps();
+    __m512 most = _mm512_setzero_ps(), wrong = most;
     __m512i numbers[GROUP];
-    for (int k = 0; k < GROUP; k++) most = _mm512_max_ps(most, _mm512_abs_ps(columns[k]));
-    __m512 factor = as_half(_mm512_mul_ps(most, _mm512_set1_ps(1.0f / 127.0f))), inverse = inverse_or_zero(factor);
+    for (int k = 0; k < GROUP; k++) {
+        most = _mm512_max_ps(most, _mm512_abs_ps(columns[k]));
+        wrong = _mm512_add_ps(wrong, _mm512_sub_ps(columns[k], columns[k])); /* damaged weights stay so */
+    }
+    __m512 factor = as_half(_mm512_fmadd_ps(most, _mm512_set1_ps(1.0f / 127.0f), wrong)), inverse = inverse_or_zero(factor);
     for (int k = 0; k < GROUP; k++) {
         __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(columns[k], inverse));
         q = _mm512_min_epi32(_mm512_max_epi32(q, _mm512_set1_epi32(-127)), _mm512_set1_epi32(127));
@@ -82,10 +85,13 @@ static inline __m512 level(__m512 x, __m512 low, __m512 inverse, float top) {
     return _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), _mm512_set1_ps(top));
 }
 
+/* In levels: what the largest zero stands for. */
+static inline float lowest_offset(float top) { return top > 15.0f ? -255.0f / 4 : -255.0f / 16; }
+
 /* The factor and offset whose levels 0 ... top, which reach from 0 or below to 0 or above, are nearest to the values, in the sum of
  * squares: some spacings are tried, each refitted by least squares to the levels that it gives. */
 static Levels fit_levels(const __m512 columns[GROUP], float top) {
-    const __m512 none = _mm512_setzero_ps();
+    const __m512 none = _mm512_setzero_ps(), lowest = _mm512_set1_ps(lowest_offset(top));
     __m512 low = none, high = none, sum = none, squares = none, best;
     for (int k = 0; k < GROUP; k++) {
         low = _mm512_min_ps(low, columns[k]);
@@ -112,6 +118,7 @@ static Levels fit_levels(const __m512 columns[GROUP], float top) {
             f = _mm512_mul_ps(_mm512_sub_ps(high, low), _mm512_set1_ps(1.0f / top));
             o = low;
         }
+        o = _mm512_max_ps(o, _mm512_mul_ps(f, lowest)); /* where even the highest level is below 0 */
         __m512 error = _mm512_fmadd_ps(_mm512_mul_ps(f, f), q2, squares); /* sum of (x - f q - o)^2, multiplied out */
         error = _mm512_fmadd_ps(_mm512_mul_ps(o, o), count, error);
         error = _mm512_fnmadd_ps(_mm512_mul_ps(two, f), qx, error);
@@ -164,17 +171,25 @@ static void read_tile(const Source *source, int64_t block, int64_t k, __m512 col
     }
 }
 
-/* The levels of a tile's groups: those that it has already where it is one of q4_1, which is then hardly changed. */
+/* The levels of a tile's groups: those that they have already in q4_1, where int4 has them too. A factor may be negative there: the
+ * levels are then the same from the other end. */
 static Levels levels_for(const Source *source, int64_t block, int64_t k, int kind) {
-    __m512 columns[GROUP];
+    const __m512 none = _mm512_setzero_ps();
+    Levels stored = {none, none};
+    __mmask16 fits = 0;
     if (source->form >= 2) {
-        const uint8_t *tile = (const uint8_t *)source->values + (block * source->depth + k) * tile_bytes(WEIGHT_Q4_1);
-        Levels levels = levels_of(tile, WEIGHT_Q4_1, _mm512_setzero_ps());
-        __mmask16 around = _mm512_cmp_ps_mask(levels.offsets, _mm512_setzero_ps(), _CMP_LE_OQ) & _mm512_cmp_ps_mask(levels.factors, _mm512_setzero_ps(), _CMP_GE_OQ);
-        if (around == 0xffff) return levels;
+        stored = levels_of((const uint8_t *)source->values + (block * source->depth + k) * tile_bytes(WEIGHT_Q4_1), WEIGHT_Q4_1, none);
+        __mmask16 turned = _mm512_cmp_ps_mask(stored.factors, none, _CMP_LT_OQ);
+        stored.offsets = _mm512_mask3_fmadd_ps(stored.factors, _mm512_set1_ps(15.0f), stored.offsets, turned);
+        stored.factors = _mm512_abs_ps(stored.factors);
+        __m512 lowest = _mm512_mul_ps(stored.factors, _mm512_set1_ps(lowest_offset(15.0f)));
+        fits = _mm512_cmp_ps_mask(stored.offsets, none, _CMP_LE_OQ) & _mm512_cmp_ps_mask(stored.offsets, lowest, _CMP_GE_OQ);
     }
+    if (fits == 0xffff) return stored;
+    __m512 columns[GROUP];
     read_tile(source, block, k, columns);
-    return fit_levels(columns, kind == WEIGHT_INT6 ? 63.0f : 15.0f);
+    Levels fitted = fit_levels(columns, kind == WEIGHT_INT6 ? 63.0f : 15.0f);
+    return (Levels){_mm512_mask_mov_ps(fitted.factors, fits, stored.factors), _mm512_mask_mov_ps(fitted.offsets, fits, stored.offsets)};
 }
 
 /* 16 outputs in int4 or int6; `fitted` has room for the levels of each tile. */
@@ -200,15 +215,13 @@ int owngpt_pack(const void *weight, int form, int64_t outputs, int64_t inputs, i
     atomic_int failed = 0;
 #pragma omp parallel num_threads(threads)
     {
-        Levels *fitted = aligned_alloc(64, (size_t)depth * sizeof(Levels));
-        if (!fitted) atomic_store(&failed, 1);
+        int fits = kind == WEIGHT_INT4 || kind == WEIGHT_INT6;
+        Levels *fitted = fits ? aligned_alloc(64, (size_t)depth * sizeof(Levels)) : NULL;
+        if (fits && !fitted) atomic_store(&failed, 1);
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < blocks_; block++) {
-            if (!fitted) continue;
-            if (kind == WEIGHT_INT4 || kind == WEIGHT_INT6) {
-                pack_block(&source, block, kind, tiles, fitted);
-                continue;
-            }
+            if (fits && fitted) pack_block(&source, block, kind, tiles, fitted);
+            if (fits) continue;
             for (int64_t k = 0; k < depth; k++) {
                 __m512 columns[GROUP];
                 uint8_t *tile = tiles + (block * depth + k) * bytes;

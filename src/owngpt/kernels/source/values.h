@@ -1,5 +1,6 @@
 /* What the tiles of a weight hold, and their values as bf16. A tile is 16 outputs x 32 inputs. Kinds:
  * bf16 as is (1,024 bytes);
+ * (a factor is what others call a scale, a zero a zero point; a scale is that of a whole output here)
  * int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes: numbers, which are 128 more than what they
  * stand for, and 16 factors);
  * q4_1 with a half-precision factor and offset for each group (320 bytes: 256 of nibbles, 16 factors, 16 offsets), as GGUF has it;
@@ -7,9 +8,9 @@
  * the scale of its output, so that a group far smaller than the largest of its output keeps its levels; a zero is where 0 lies, in
  * sixteenths of a level. Behind all tiles lie the scales, a float for each output;
  * int6 likewise (416 bytes: 256 of nibbles, 128 of the two bits above them, 16 roots, 16 zeros in quarters of a level);
- * In these four the outputs lie side by side: each 64 bytes hold four inputs of every output (of nibbles, and four more, 16 inputs
- * on, in the upper halves; of int6's upper bits, two of each of 16 inputs), so that a vector product of a few tokens needs nothing
- * put in order, nor its sums added up.
+ * in these four the outputs lie side by side: each 64 bytes hold four inputs of every output (of nibbles four more in the upper
+ * halves, those 16 inputs on; of int6's upper bits two of each of 16 inputs), so that a vector product of a few tokens needs nothing
+ * put in order, nor its sums added up;
  * compact, which is bf16 without loss (768 bytes). The weights of a block differ little in magnitude, so that the upper byte of
  * nearly all (sign and all but the last bit of the exponent) is one of 16: a nibble names it, the lower byte stays. For each pair
  * of outputs 64 lower bytes, in quarters of 8 of the even output and 8 of the odd one; behind those of the tile 32 bytes of
