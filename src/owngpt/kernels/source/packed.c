@@ -104,8 +104,8 @@ static Small small_rows(const Linear *l, uint8_t *room) {
 
 /* A tile's products with small rows, added to the sums of 16 outputs of each: eight-bit numbers multiply four inputs of all outputs at
  * once, and what comes out is scaled once for the whole group. `kind` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void add_small_products(const Small *x, int64_t group, int64_t depth, int64_t rows, const uint8_t *tile, const int64_t kind,
-                                                                     __m512 scales, __m512 *sums) {
+static inline __attribute__((always_inline)) void add_small_products(const Small *x, int64_t group, int64_t depth, int64_t rows,
+                                                                     const uint8_t *tile, const int64_t kind, __m512 scales, __m512 *sums) {
     Levels levels = levels_of(tile, kind, scales);
     __m512i numbers[8];
     numbers_of(tile, kind, numbers);

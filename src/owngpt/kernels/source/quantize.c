@@ -85,13 +85,17 @@ static inline __m512 level(__m512 x, __m512 low, __m512 inverse, float top) {
     return _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), _mm512_set1_ps(top));
 }
 
-/* In levels: what the largest zero stands for. */
-static inline float lowest_offset(float top) { return top > 15.0f ? -255.0f / 4 : -255.0f / 16; }
+/* The highest number. */
+static inline float top_of(int kind) { return kind == WEIGHT_INT6 ? 63.0f : 15.0f; }
+
+/* In levels: the offset that the largest zero stands for. */
+static inline float lowest_offset(int kind) { return -255.0f / zero_parts(kind); }
 
 /* The factor and offset whose levels 0 ... top, which reach from 0 or below to 0 or above, are nearest to the values, in the sum of
  * squares: some spacings are tried, each refitted by least squares to the levels that it gives. */
-static Levels fit_levels(const __m512 columns[GROUP], float top) {
-    const __m512 none = _mm512_setzero_ps(), lowest = _mm512_set1_ps(lowest_offset(top));
+static Levels fit_levels(const __m512 columns[GROUP], int kind) {
+    const float top = top_of(kind);
+    const __m512 none = _mm512_setzero_ps(), lowest = _mm512_set1_ps(lowest_offset(kind));
     __m512 low = none, high = none, sum = none, squares = none, best;
     for (int k = 0; k < GROUP; k++) {
         low = _mm512_min_ps(low, columns[k]);
@@ -135,16 +139,15 @@ static Levels fit_levels(const __m512 columns[GROUP], float top) {
 
 /* value = factor * (number - zero), the number in 0 ... 15, in int6 0 ... 63; 16 roots and 16 zeros follow, to which the levels are rounded. */
 static void pack_levels(const __m512 columns[GROUP], Levels levels, __m512 scales, int kind, uint8_t *tile) {
-    float top = kind == WEIGHT_INT6 ? 63.0f : 15.0f;
     __m512i numbers[GROUP];
     put_bytes(tile + factors_at(kind), _mm512_sqrt_ps(_mm512_mul_ps(levels.factors, inverse_or_zero(scales))));
     __m512 inverse = inverse_or_zero(_mm512_mul_ps(squares_of(tile, kind), scales));
     /* Where 0 lies does not change with the factor's rounding: all values of a group then have the same relative error. */
     __m512 zeros = _mm512_mul_ps(levels.offsets, inverse_or_zero(levels.factors));
-    put_bytes(tile + factors_at(kind) + 16, _mm512_mul_ps(zeros, _mm512_set1_ps(kind == WEIGHT_INT4 ? -16.0f : -4.0f)));
+    put_bytes(tile + factors_at(kind) + 16, _mm512_mul_ps(zeros, _mm512_set1_ps(-zero_parts(kind))));
     __m512 low = _mm512_mul_ps(zeros_of(tile, kind), _mm512_set1_ps(-1.0f));
     for (int k = 0; k < GROUP; k++)
-        numbers[k] = _mm512_cvtps_epi32(level(_mm512_mul_ps(columns[k], inverse), low, _mm512_set1_ps(1.0f), top));
+        numbers[k] = _mm512_cvtps_epi32(level(_mm512_mul_ps(columns[k], inverse), low, _mm512_set1_ps(1.0f), top_of(kind)));
     put_numbers(numbers, kind, tile);
 }
 
@@ -182,13 +185,13 @@ static Levels levels_for(const Source *source, int64_t block, int64_t k, int kin
         __mmask16 turned = _mm512_cmp_ps_mask(stored.factors, none, _CMP_LT_OQ);
         stored.offsets = _mm512_mask3_fmadd_ps(stored.factors, _mm512_set1_ps(15.0f), stored.offsets, turned);
         stored.factors = _mm512_abs_ps(stored.factors);
-        __m512 lowest = _mm512_mul_ps(stored.factors, _mm512_set1_ps(lowest_offset(15.0f)));
+        __m512 lowest = _mm512_mul_ps(stored.factors, _mm512_set1_ps(lowest_offset(kind)));
         fits = _mm512_cmp_ps_mask(stored.offsets, none, _CMP_LE_OQ) & _mm512_cmp_ps_mask(stored.offsets, lowest, _CMP_GE_OQ);
     }
     if (fits == 0xffff) return stored;
     __m512 columns[GROUP];
     read_tile(source, block, k, columns);
-    Levels fitted = fit_levels(columns, kind == WEIGHT_INT6 ? 63.0f : 15.0f);
+    Levels fitted = fit_levels(columns, kind);
     return (Levels){_mm512_mask_mov_ps(fitted.factors, fits, stored.factors), _mm512_mask_mov_ps(fitted.offsets, fits, stored.offsets)};
 }
 

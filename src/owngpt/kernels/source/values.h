@@ -37,8 +37,12 @@ static inline __m512 squares_of(const uint8_t *tile, int64_t kind) {
     __m512 roots = bytes_at(tile + factors_at(kind));
     return _mm512_mul_ps(roots, roots);
 }
+
+/* Into how many parts a level is divided to say where 0 lies. */
+static inline float zero_parts(int64_t kind) { return kind == WEIGHT_INT4 ? 16.0f : 4.0f; }
+
 static inline __m512 zeros_of(const uint8_t *tile, int64_t kind) {
-    return _mm512_mul_ps(bytes_at(tile + factors_at(kind) + 16), _mm512_set1_ps(kind == WEIGHT_INT4 ? 1.0f / 16 : 1.0f / 4));
+    return _mm512_mul_ps(bytes_at(tile + factors_at(kind) + 16), _mm512_set1_ps(1.0f / zero_parts(kind)));
 }
 
 static inline const float *scales_of(const uint8_t *tiles, int64_t kind, int64_t outputs, int64_t depth) {
