@@ -96,6 +96,7 @@ def _tuned(values: dict[str, Any]) -> str:
 def _kernels(status: dict[str, Any]) -> str:
     if not status["compiled"]:
         return f"plain PyTorch, which is slower: {status['reason']}"
-    training = "fused" + (", attention on matrix tiles" if status["attention"] else "; attention from PyTorch")
-    inference = "packed weights on matrix tiles" if status["inference"] else "from PyTorch, since there are no matrix tiles (AMX)"
-    return f"compiled; training {training}; inference {inference}"
+    if status["unit"] == "none":
+        return "compiled; training fused, but for attention; attention and inference from PyTorch: they need AVX-512"
+    tiles = "matrix tiles (AMX)" if status["unit"] == "amx" else "matrix tiles made of vectors (AVX-512)"
+    return f"compiled; training fused, attention on {tiles}; inference: packed weights, {tiles}"

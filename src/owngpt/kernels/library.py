@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from owngpt.kernels import build
 
 _P, _L, _I, _F, _U = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float, ctypes.c_uint32
 
+MatrixUnit = Literal["none", "vectors", "amx"]
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "add_rms_norm": (_P, _P, _P, _P, _P, _P, _L, _L, _F, _U, _F, _U, _I),
     "add_rms_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _U, _F, _U, _I),
@@ -54,7 +55,7 @@ ON_TILES = (
     "attention", "attention_backward", "product", "pack_frozen", "pack_frozen_int8", "frozen_product", "low_rank",
     "low_rank_backward", "orthogonalise", "pack", "join_groups", "pack_compact", "widen",
 )  # fmt: skip
-"""Present only where AMX is; they return 0, or 1 when there was no memory."""
+"""Present only where there is a matrix unit; they return 0, or 1 when there was no memory."""
 
 
 @cache
@@ -76,10 +77,16 @@ def functions(name: str = "training") -> dict[str, Any] | None:
 
 
 @cache
+def matrix_unit(name: str = "training") -> MatrixUnit:
+    """What multiplies matrices, see source/tiles.h: AMX registers, where the operating system grants them, or vectors."""
+    library, _ = build.load(name)
+    units: tuple[MatrixUnit, ...] = ("none", "vectors", "amx")
+    return "none" if library is None else units[library.owngpt_matrix_unit()]
+
+
 def has_tiles() -> bool:
-    """Whether AMX tiles are compiled in and granted by the operating system (attention needs them)."""
-    library, _ = build.load("training")
-    return library is not None and library.owngpt_has_tiles() == 1
+    """Whether there is a matrix unit, of whatever it is made (attention needs one)."""
+    return matrix_unit() != "none"
 
 
 def available(*tensors: Tensor) -> bool:
@@ -103,14 +110,14 @@ def call(name: str, *arguments: Any) -> None:
 def status() -> dict[str, Any]:
     """For ``owngpt doctor``: what runs, and why."""
     library, reason = build.load("training")
-    return {"compiled": library is not None, "attention": has_tiles(), "inference": has_steps(), "reason": reason}
+    return {"compiled": library is not None, "unit": matrix_unit(), "inference": has_steps(), "reason": reason}
 
 
 @cache
 def _runner_of_steps() -> Any:
-    """The function that runs a tape, or None: it needs AMX tiles."""
+    """The function that runs a tape, or None: it needs a matrix unit."""
     library, _ = build.load("inference")
-    if library is None or library.owngpt_has_tiles() != 1:
+    if library is None or matrix_unit("inference") == "none":
         return None
     function = library.owngpt_run_steps
     function.argtypes, function.restype = (_P, _L, _I), ctypes.c_int

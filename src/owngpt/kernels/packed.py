@@ -19,7 +19,7 @@ TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6"
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 FEW = 8
-"""Most rows that the vector products of quantized weights take."""
+"""Most rows that the vector products take."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
 """Behind their tiles, for each output."""
 ZEROS: dict[Kind, int] = {"int6": 4, "int4": 16}
@@ -40,7 +40,7 @@ class PackedWeight:
     tiles: Tensor
     """uint8, one dimension."""
     tiles_from: int = 3
-    """Rows from which on matrix tiles beat vector products of quantized weights, FEW + 1 at most; chosen by measurement."""
+    """Of quantized weights: rows from which on matrix tiles beat vector products, FEW + 1 at most; chosen by measurement."""
 
     @property
     def bytes(self) -> int:
@@ -53,8 +53,13 @@ class PackedWeight:
         return self.kind not in ("bf16", "compact")
 
     def on_tiles(self, rows: int) -> bool:
-        """Whether so many rows go through matrix tiles: bfloat16 always, they read memory faster even for one."""
-        return not self.quantized or rows >= self.tiles_from or rows > FEW
+        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products.
+
+        AMX reads bfloat16 faster even for one row; a matrix unit of vectors would do the work of 16.
+        """
+        if rows > FEW:
+            return True
+        return rows >= self.tiles_from if self.quantized else library.matrix_unit("inference") == "amx"
 
     @property
     def depth(self) -> int:

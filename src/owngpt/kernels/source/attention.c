@@ -6,7 +6,7 @@
  * sliding windows alike. */
 #include "tiles.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { BLOCK = 32, PANEL = 64, FEW_TASKS = 8, LARGEST_SUMS = 8 << 20 /* floats */ };
 #define LOG2E 1.44269504f
@@ -74,13 +74,14 @@ static void pack_block(const bf16 *source, int64_t stride, int present, int size
         }
 }
 
-/* 32 x 32 sums over `steps`, at c or added to what is there: rows of A at a_stride, the two B tiles side by side; from step to step both move on. Four registers: see TILES_PAIR_STEP. */
+/* 32 x 32 sums over `steps`, at c or added to what is there: rows of A at a_stride, the two B tiles side by side; from step to step both move on. */
 static inline void tile_products(const bf16 *a, int64_t a_stride, int64_t a_step, const bf16 *b, int64_t b_step, int steps, float *c, int64_t c_stride, int more) {
     for (int side = 0; side < 2; side++, b += 512, c += 16) {
-        if (more) TILES_PAIR_LOAD(c, c + 16 * c_stride, c_stride * 4);
-        else TILES_PAIR_ZERO();
-        for (int i = 0; i < steps; i++) TILES_PAIR_STEP(a + i * a_step, a + i * a_step + 16 * a_stride, a_stride * 2, b + i * b_step);
-        TILES_PAIR_STORE(c, c + 16 * c_stride, c_stride * 4);
+        Unit unit;
+        if (more) pair_load(&unit, c, c + 16 * c_stride, c_stride * 4);
+        else pair_zero(&unit);
+        pair_multiply(&unit, (Rows){a, a + 16 * a_stride, a_stride * 2, a_step}, (Columns){.first = b, .step = b_step}, steps);
+        pair_store(&unit, c, c + 16 * c_stride, c_stride * 4);
     }
 }
 

@@ -1,7 +1,7 @@
 /* Linear layers whose weight is frozen: it is packed once, for the forward product and for that of the input's gradient. */
 #include "frozen.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { TASKS_A_THREAD = 2 };
 

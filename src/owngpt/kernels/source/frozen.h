@@ -2,7 +2,7 @@
 #pragma once
 #include "packing.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { PACKED_STEPS = 24, WHOLE_STEPS = 128, CACHED_STEPS = 9 /* each of 32 summed values */, LARGEST_BLOCK = 256 /* rows */ };
 
@@ -15,23 +15,20 @@ typedef struct {
     int64_t steps;
 } Extra;
 
-/* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. Four registers: see
- * TILES_PAIR_STEP. The next panel, which comes from far away, is asked for meanwhile: `lines` of it a step. */
+/* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. The next panel, which comes from far away, is asked for meanwhile: `lines` of it a step. */
 static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, int halves, const char *next, int lines) {
     for (int half = 0; half < halves; half++) {
         float *c = sums + half * 256;
         const bf16 *b = right + half * 512;
-        if (more) TILES_PAIR_LOAD(c, c + 512, 64);
-        else TILES_PAIR_ZERO();
-        for (int64_t i = 0; i < steps; i++) {
-            TILES_PAIR_STEP(left + i * PAIR, left + i * PAIR + 512, 64, b + i * PAIR);
-            for (int line = 0; line < lines; line++, next += 64) _mm_prefetch(next, _MM_HINT_T1);
-        }
+        Unit unit;
+        if (more) pair_load(&unit, c, c + 512, 64);
+        else pair_zero(&unit);
+        pair_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){b, NULL, PAIR, next + half * steps * lines * 64, lines, 0}, steps);
         for (int64_t i = 0; i < extra->steps; i++) {
             const bf16 *a = extra->left + extra->from[i] * PAIR;
-            TILES_PAIR_STEP(a, a + 512, 64, extra->right + i * PAIR + half * 512);
+            pair_multiply(&unit, (Rows){a, a + 512, 64, 0}, (Columns){.first = extra->right + i * PAIR + half * 512}, 1);
         }
-        TILES_PAIR_STORE(c, c + 512, 64);
+        pair_store(&unit, c, c + 512, 64);
     }
 }
 

@@ -7,7 +7,7 @@
  * in order: results depend neither on the number of threads nor on which of them ran what. */
 #include "frozen.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { SMALLEST_BLOCK = 128, MOST_BLOCKS = 16 };
 
@@ -29,15 +29,10 @@ static int64_t block_of(int64_t rows) {
 
 /* The same for a strip of which only 16 rows matter: the others' sums are left as they were. */
 static inline void half_strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums) {
-    TILES_PAIR_ZERO();
-    for (int64_t i = 0; i < steps; i++, left += PAIR, right += PAIR) {
-        _tile_loadd(2, left, 64);
-        _tile_loadd(3, right, 64);
-        _tile_dpbf16ps(0, 2, 3);
-        _tile_loadd(3, right + 512, 64);
-        _tile_dpbf16ps(1, 2, 3);
-    }
-    TILES_PAIR_STORE(sums, sums + 256, 64);
+    Unit unit;
+    pair_zero(&unit);
+    wide_multiply(&unit, (Rows){left, NULL, 64, PAIR}, (Columns){.first = right, .second = right + 512, .step = PAIR}, steps);
+    pair_store(&unit, sums, sums + 256, 64);
 }
 
 static inline void few_rows_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t rows) {

@@ -3,7 +3,7 @@
  * symmetric, only blocks on and below the diagonal are computed. */
 #include "packing.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 /* to = factor * sums + other_factor * other + diagonal * I (other: a block, or NULL) */
 static void finish(const float *sums, float factor, const bf16 *other, float other_factor, float diagonal, bf16 *to) {

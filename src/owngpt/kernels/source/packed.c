@@ -5,7 +5,7 @@
  * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side. */
 #include "values.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 /* x: rows x inputs, row-major -> B tiles [ceil(rows/16)][input tiles][16 pairs][16 rows][2]; absent rows and inputs are zero. */
 void owngpt_step_pack_rows(const int64_t *slots, Worker *worker) {
@@ -153,6 +153,94 @@ static void small_products(const Linear *l, const Small *x, int64_t first, int64
     }
 }
 
+/* Rows of x beside bfloat16 weights: whole groups of 32, `stride` values from row to row. */
+typedef struct {
+    const bf16 *x;
+    int64_t stride;
+} Whole;
+
+static Whole whole_rows(const Linear *l, bf16 *room) {
+    if (l->inputs % 32 == 0) return (Whole){l->x, l->x_stride};
+    for (int64_t m = 0; m < l->rows; m++)
+        for (int64_t k = 0; k < l->depth; k++) _mm512_storeu_si512(room + 32 * (m * l->depth + k), (__m512i)row_of(l, m, k));
+    return (Whole){room, 32 * l->depth};
+}
+
+/* `count` tiles' products with each row, added to 16 lanes an output: each weight is loaded once for all rows. Meanwhile memory is asked
+ * for `lines` of what is `coming`, an output. */
+static inline __attribute__((always_inline)) void add_products(const Whole *x, int64_t k, int64_t rows, const bf16 *tiles, const int count,
+                                                               const uint8_t *coming, int lines, __m512 sums[][16]) {
+    for (int i = 0; i < 16; i++) {
+        for (int line = 0; line < lines; line++, coming += 64) _mm_prefetch((const char *)coming, _MM_HINT_T0);
+        __m512bh w[4];
+        UNROLL
+        for (int j = 0; j < count; j++) w[j] = (__m512bh)_mm512_loadu_si512(tiles + TILE * j + 32 * i);
+        for (int64_t m = 0; m < rows; m++) {
+            __m512 sum = sums[m][i];
+            UNROLL
+            for (int j = 0; j < count; j++) sum = _mm512_dpbf16_ps(sum, w[j], (__m512bh)_mm512_loadu_si512(x->x + m * x->stride + 32 * (k + j)));
+            sums[m][i] = sum;
+        }
+    }
+}
+
+static void few_products(const Linear *l, const Whole *x, Block *block, int64_t index) {
+    __m512 sums[FEW_ROWS][16];
+    int64_t bytes = tile_bytes(l->kind);
+    int plain = l->kind == WEIGHT_BF16;
+    memset(sums, 0, (size_t)l->rows * sizeof *sums);
+    for (int64_t k = 0; k < l->depth; k += 4) {
+        bf16 widened[4 * TILE] __attribute__((aligned(64)));
+        int count = l->depth - k < 4 ? (int)(l->depth - k) : 4;
+        const bf16 *tiles = plain ? (const bf16 *)block->tiles + k * TILE : widened;
+        const uint8_t *coming = block->tiles + (l->depth + k) * bytes;
+        if (!plain) unpack_tiles(block, k, k + count, widened);
+        if (count == 4) add_products(x, k, l->rows, tiles, 4, coming, plain ? 4 : 3, sums);
+        else
+            for (int j = 0; j < count; j++) add_products(x, k + j, l->rows, tiles + TILE * j, 1, coming + 1024 * j, 1, sums);
+    }
+    for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * index, sums16(sums[m]), outputs_here(l, 16 * index));
+}
+
+/* The same for one row, whose sums stay in registers. */
+static inline __attribute__((always_inline)) void one_product_of(const Linear *l, const Whole *x, Block *block, int64_t index, const int64_t kind) {
+    __m512 sums[16];
+    UNROLL
+    for (int i = 0; i < 16; i++) sums[i] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < l->depth; k++) {
+        const uint8_t *tile = block->tiles + k * tile_bytes(kind);
+        bf16 whole[TILE] __attribute__((aligned(64)));
+        __m512bh values = (__m512bh)_mm512_loadu_si512(x->x + 32 * k);
+        ask_ahead(tile, l->depth * tile_bytes(kind), tile_bytes(kind));
+        if (kind == WEIGHT_COMPACT && block->next != block->end && block->next->at < (k + 1) * TILE) {
+            widen_compact(tile, block->table, whole);
+            put_exceptions(block, k, k + 1, whole);
+            UNROLL
+            for (int i = 0; i < 16; i++) sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_load_si512(whole + 32 * i), values);
+            continue;
+        }
+        UNROLL
+        for (int pair = 0; pair < 8; pair++) {
+            __m512i even, odd;
+            if (kind == WEIGHT_COMPACT) compact_pair(tile, pair, block->table, &even, &odd);
+            else even = _mm512_loadu_si512(tile + 128 * pair), odd = _mm512_loadu_si512(tile + 128 * pair + 64);
+            sums[2 * pair] = _mm512_dpbf16_ps(sums[2 * pair], (__m512bh)even, values);
+            sums[2 * pair + 1] = _mm512_dpbf16_ps(sums[2 * pair + 1], (__m512bh)odd, values);
+        }
+    }
+    put(l, 0, 16 * index, sums16(sums), outputs_here(l, 16 * index));
+}
+
+/* Blocks [first, last) of a bfloat16 weight for up to FEW_ROWS rows. */
+static void plain_products(const Linear *l, const Whole *x, int64_t first, int64_t last) {
+    for (int64_t index = first; index < last; index++) {
+        Block block = block_of(l->weight, l->kind, l->outputs, l->depth, index);
+        if (l->rows > 1) few_products(l, x, &block, index);
+        else if (l->kind == WEIGHT_BF16) one_product_of(l, x, &block, index, WEIGHT_BF16);
+        else one_product_of(l, x, &block, index, WEIGHT_COMPACT);
+    }
+}
+
 /* Two C tiles of 16 outputs x 16 tokens each (tokens `row` on) -> rows of the output, a whole cache line at a time where it is bf16. */
 static void put_tiles(const Linear *l, const float *c, int64_t row, int64_t output) {
     __mmask16 low = outputs_here(l, output), high = outputs_here(l, output + 16);
@@ -195,6 +283,7 @@ typedef struct {
     int64_t ahead; /* bytes to the two that the next call reads, or 0 */
     bf16 *strips[2]; /* tiles as bf16 */
     float *sums; /* 512 for each 16 tokens */
+    Unit unit;
 } Pair;
 
 /* A thread's own room: whole blocks as bf16 (small_rows uses it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
@@ -208,26 +297,17 @@ static Pair pair_of(const Linear *l, int64_t first, int64_t second, int64_t ahea
 
 static bf16 *own_room(const Linear *l, bf16 *all, int me) { return all + me * (2 * l->depth * TILE + (l->rows + 15) / 16 * 1024); }
 
-static inline void ask_for_tile(const bf16 *tile) {
-    UNROLL
-    for (int line = 0; line < 16; line++) _mm_prefetch((const char *)tile + 64 * line, _MM_HINT_T0);
-}
-
-/* `count` tiles of 16 outputs each and of 16 tokens. */
-static inline void multiply(const bf16 *x, const bf16 *w0, const bf16 *w1, int64_t count) {
-    for (int64_t k = 0; k < count; k++, x += TILE, w0 += TILE, w1 += TILE) {
-        ask_for_tile(x + AHEAD * TILE);
-        TILES_PAIR_STEP(w0, w1, 64, x);
+/* `count` tiles of 16 outputs each and of 16 tokens, x, or 16 more, y. */
+static inline void multiply(Unit *unit, const bf16 *x, const bf16 *y, const bf16 *w0, const bf16 *w1, int64_t count) {
+    Rows rows = {w0, w1, 64, TILE};
+    Columns columns = {x, y, TILE, x + AHEAD * TILE, 16, 1};
+    if (!y) {
+        pair_multiply(unit, rows, columns, count);
+        return;
     }
-}
-
-/* And of 16 more tokens, y. */
-static inline void multiply_two(const bf16 *x, const bf16 *y, const bf16 *w0, const bf16 *w1, int64_t count) {
-    for (int64_t k = 0; k < count; k++, x += TILE, y += TILE, w0 += TILE, w1 += TILE) {
-        ask_for_tile(x + AHEAD * TILE);
-        ask_for_tile(y + AHEAD * TILE);
-        TILES_STEP(w0, w1, 64, x, y, 64);
-    }
+    Columns others = {.coming = y + AHEAD * TILE, .lines = 16, .near = 1};
+    for (int64_t k = 0; k < count; k++) ask_for(&others, k);
+    square_multiply(unit, rows, columns, count);
 }
 
 /* The same for the first tokens (16, or 32 where y is one), with the tiles [from, to) made bf16 a few at a time: the matrix unit
@@ -246,8 +326,7 @@ static inline __attribute__((always_inline)) void unpack_and_multiply(const bf16
             if (!plain) unpack_tiles(&pair->blocks[i], k, end, pair->strips[i] + (k - from) * TILE);
         }
         BARRIER();
-        if (!y) multiply(x + k * TILE, w[0], w[1], end - k);
-        else multiply_two(x + k * TILE, y + k * TILE, w[0], w[1], end - k);
+        multiply(&pair->unit, x + k * TILE, y ? y + k * TILE : NULL, w[0], w[1], end - k);
         BARRIER();
     }
     if (plain) UNROLL for (int i = 0; i < 2; i++) pair->strips[i] = (bf16 *)pair->blocks[i].tiles + from * TILE;
@@ -258,20 +337,20 @@ static inline __attribute__((always_inline)) void unpack_and_multiply(const bf16
 static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int64_t to, int64_t g, int64_t groups) {
     const bf16 *x = l->tiles + g * l->depth * TILE;
     float *c = pair->sums + 512 * g;
-    if (!from) TILES_PAIR_ZERO();
-    else if (groups > 1) TILES_PAIR_LOAD(c, c + 256, 64);
+    if (!from) pair_zero(&pair->unit);
+    else if (groups > 1) pair_load(&pair->unit, c, c + 256, 64);
     if (!g) unpack_and_multiply(x, NULL, pair, from, to);
-    else multiply(x + from * TILE, pair->strips[0], pair->strips[1], to - from);
-    if (groups > 1 || to == l->depth) TILES_PAIR_STORE(c, c + 256, 64);
+    else multiply(&pair->unit, x + from * TILE, NULL, pair->strips[0], pair->strips[1], to - from);
+    if (groups > 1 || to == l->depth) pair_store(&pair->unit, c, c + 256, 64);
 }
 
 /* 17 to 32 tokens: the sums of both groups stay in the tile registers. */
 static void multiply_both(const Linear *l, Pair *pair) {
     float *c = pair->sums;
-    TILES_ZERO();
+    square_zero(&pair->unit);
     for (int64_t from = 0; from < l->depth; from += STEP)
         unpack_and_multiply(l->tiles, l->tiles + l->depth * TILE, pair, from, from + STEP < l->depth ? from + STEP : l->depth);
-    TILES_STORE(c, c + 512, c + 256, c + 768, 64);
+    square_store(&pair->unit, (float *[4]){c, c + 512, c + 256, c + 768});
 }
 
 static inline __m512 sigmoid16(__m512 x) {
@@ -337,13 +416,18 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
     }
 }
 
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to FEW_ROWS rows and quantized weights),
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to FEW_ROWS rows),
  * rows, out, out's stride, wide, scratch: for each thread what pair_of says. */
 void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
                 .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
+    if (!l.tiles && (l.kind == WEIGHT_BF16 || l.kind == WEIGHT_COMPACT)) {
+        Whole x = whole_rows(&l, POINTER(bf16, 12) + worker->me * 2 * l.depth * TILE);
+        while (next_share(worker, blocks, &first, &last)) plain_products(&l, &x, first, last);
+        return;
+    }
     if (!l.tiles) {
         Small x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
         while (next_share(worker, blocks, &first, &last)) small_products(&l, &x, first, last);

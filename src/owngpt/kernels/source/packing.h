@@ -2,7 +2,7 @@
 #pragma once
 #include "tiles.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { EDGE = 32, PAIR = 1024 /* values of two tiles, or of a 32 x 32 block */ };
 
@@ -72,31 +72,16 @@ static inline void pack_right(const Factor *b, int64_t column, int64_t step, int
     write_tiles(low, high, to);
 }
 
-enum { AHEAD = 4 };
-/* Eight cache lines of B that are needed AHEAD steps later: its way from the second-level cache is what the tiles wait for. */
-static inline void fetch_ahead(const bf16 *right) {
-    for (int line = 0; line < 8; line++) _mm_prefetch((const char *)(right + AHEAD * PAIR + line * 32), _MM_HINT_T0);
-}
+enum { AHEAD = 4 /* steps that B is asked for before it is needed */ };
 
 /* 32 x 32 sums over `steps` pairs of tiles, from what lies in `sums` (four tiles) where `more`. */
 static inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int more) {
-    if (more) TILES_LOAD(sums, sums + 256, sums + 512, sums + 768, 64);
-    else TILES_ZERO();
-    for (int64_t i = 0; i < steps; i++, left += PAIR, right += PAIR) {
-        _tile_loadd(4, left, 64);
-        _tile_loadd(5, left + 512, 64);
-        _tile_loadd(6, right, 64);
-        fetch_ahead(right);
-        _tile_dpbf16ps(0, 4, 6);
-        fetch_ahead(right + 256);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_loadd(7, right + 512, 64);
-        fetch_ahead(right + 512);
-        _tile_dpbf16ps(1, 4, 7);
-        fetch_ahead(right + 768);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    TILES_STORE(sums, sums + 256, sums + 512, sums + 768, 64);
+    Unit unit;
+    float *c[4] = {sums, sums + 256, sums + 512, sums + 768};
+    if (more) square_load(&unit, (const float **)c);
+    else square_zero(&unit);
+    square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, right + AHEAD * PAIR, 32, 1}, steps);
+    square_store(&unit, c);
 }
 
 #endif

@@ -1,12 +1,12 @@
 /* Attention over a key-value cache in blocks of 32 tokens (paged attention, arXiv 2309.06180), for many sequences at once.
  *
- * A block of one key-value head holds its keys as AMX B tiles over head elements, [size/32][2 x 16 keys][16 pairs][16 keys][2],
+ * A block of one key-value head holds its keys as B tiles (tiles.h) over head elements, [size/32][2 x 16 keys][16 pairs][16 keys][2],
  * and its values as B tiles over keys, [size/16][16 key pairs][16 elements][2]: what is stored is what both the tile products of
  * a prompt and the vector products of one new token read, and nothing is gathered or transposed again.
  * A segment is one sequence's part of a call: `count` tokens that follow `before` ones in its cache. */
 #include "steps.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { PAGE = 32, QUERIES = 32 };
 #define LOG2E 1.44269504f
@@ -156,6 +156,7 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     int64_t wide = room + 16, narrow = (room / 32 | 1) * 32;
     bf16 query[QUERIES * 512] __attribute__((aligned(64)));
     float inverse[QUERIES], c[QUERIES * 32] __attribute__((aligned(64)));
+    Unit unit;
     for (int64_t i = 0; i < QUERIES; i++) {
         if (i < present) memcpy(query + i * size, p->query + (s->first + from + i) * p->query_stride + head * size, sizeof(bf16) * (size_t)size);
         else memset(query + i * size, 0, sizeof(bf16) * (size_t)size);
@@ -163,11 +164,10 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     for (int64_t j = start; j < end; j += PAGE) {
         const bf16 *keys = p->keys + block_at(p, s, j, group);
         for (int side = 0; side < 2; side++) {
-            TILES_PAIR_ZERO();
-            for (int64_t k = 0; k < size / 32; k++)
-                TILES_PAIR_STEP(query + 32 * k, query + 16 * size + 32 * k, size * 2, keys + k * 1024 + 512 * side);
             float *out = scores + j - start + 16 * side;
-            TILES_PAIR_STORE(out, out + 16 * wide, wide * 4);
+            pair_zero(&unit);
+            pair_multiply(&unit, (Rows){query, query + 16 * size, size * 2, 32}, (Columns){.first = keys + 512 * side, .step = 1024}, size / 32);
+            pair_store(&unit, out, out + 16 * wide, wide * 4);
         }
     }
     for (int64_t i = 0; i < QUERIES; i++) {
@@ -177,12 +177,12 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     }
     for (int64_t d = 0; d < size; d += 32) {
         for (int side = 0; side < 2; side++) {
-            TILES_PAIR_ZERO();
+            pair_zero(&unit);
             for (int64_t j = start; j < end; j += PAGE) {
                 const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512 + 512 * side, *w = weights + j - start;
-                TILES_PAIR_STEP(w, w + 16 * narrow, narrow * 2, values);
+                pair_multiply(&unit, (Rows){w, w + 16 * narrow, narrow * 2, 0}, (Columns){.first = values}, 1);
             }
-            TILES_PAIR_STORE(c + 16 * side, c + 16 * side + 16 * 32, 32 * 4);
+            pair_store(&unit, c + 16 * side, c + 16 * side + 16 * 32, 32 * 4);
         }
         for (int64_t i = 0; i < present; i++) {
             __m512 f = _mm512_set1_ps(inverse[i]);

@@ -1,9 +1,11 @@
-/* Whether there are matrix tiles. Part of both libraries. */
+/* What the matrix unit is made of: 2 of AMX registers, 1 of vectors, 0: there is none. Part of both libraries. */
 #include "tiles.h"
 
-#ifdef __AMX_BF16__
-/* Ask the kernel for the tile registers, once a process. 1 if they are ours to use. */
-int owngpt_has_tiles(void) { return syscall(SYS_arch_prctl, TILE_PERMISSION, TILE_DATA) == 0; }
+#if defined(MATRIX_UNIT) && defined(__AMX_BF16__)
+/* Asks the operating system for the registers, once a process. */
+int owngpt_matrix_unit(void) { return syscall(SYS_arch_prctl, TILE_PERMISSION, TILE_DATA) == 0 ? 2 : 0; }
+#elif defined(MATRIX_UNIT)
+int owngpt_matrix_unit(void) { return 1; }
 #else
-int owngpt_has_tiles(void) { return 0; }
+int owngpt_matrix_unit(void) { return 0; }
 #endif

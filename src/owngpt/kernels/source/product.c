@@ -7,7 +7,7 @@
  * on which thread runs it. */
 #include "packing.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { DEPTH = 768, TALL = 256, WIDE = 1024 };
 #define SLICE ((int64_t)6 * 1024 * 1024) /* values of B packed at once */

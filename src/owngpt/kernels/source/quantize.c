@@ -2,7 +2,7 @@
 #include "values.h"
 #include <stdatomic.h>
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { CANDIDATES = 16, GROUP = 32 };
 

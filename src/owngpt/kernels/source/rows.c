@@ -1,7 +1,7 @@
 /* The steps of an inference pass that work on each token's row by itself: norms, rotation, activations. */
 #include "steps.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { GATED_SWIGLU = 0, GATED_GEGLU = 1 };
 enum { PLAIN_GELU = 0, PLAIN_GELU_TANH = 1, PLAIN_RELU = 2, PLAIN_RELU2 = 3, PLAIN_SILU = 4 };

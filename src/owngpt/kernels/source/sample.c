@@ -2,11 +2,7 @@
  *
  * Nothing is sorted. Where the k-th token or the last one of the nucleus lies is found by bisection of the logits. Ties go to the
  * lower id. Each row is computed by one thread and by itself, so that what is in the batch beside it changes nothing. */
-#include "common.h"
-
-#ifdef __AVX512F__
-#include <immintrin.h>
-#endif
+#include "vectors.h"
 
 enum { LANES = 16, BLOCK = 256, FEW = 48, LEVELS = 7 };
 enum { NO_NUMBER = -1, NO_MEMORY = -2 };
@@ -40,7 +36,7 @@ static inline int64_t block_end(int64_t start, int64_t count) { return start + B
 static float highest_of(const float *x, int64_t count, int *wrong) {
     float most = -INFINITY;
     int64_t i = 0;
-#ifdef __AVX512F__
+#ifdef WIDE_VECTORS
     __m512 lanes = _mm512_set1_ps(-INFINITY);
     __mmask16 odd = 0;
     for (; i + LANES <= count; i += LANES) {
@@ -134,7 +130,7 @@ static int64_t draw(const float *weights, int64_t count, const double *sums, dou
 static void append(const float *keys, const float *weights, const int32_t *ids, int64_t start, int64_t end, float low, int32_t last_id,
                    float high, Candidates *to) {
     int64_t i = start, count = to->count;
-#ifdef __AVX512F__
+#ifdef WIDE_VECTORS
     __m512i places = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     for (; i + LANES <= end; i += LANES) {
         __m512 key = _mm512_loadu_ps(keys + i);
@@ -168,7 +164,7 @@ static void keep_between(Candidates *left, float low, int32_t last_id, float hig
 static float block_above(const float *keys, const float *weights, int64_t count, float bound, int64_t *number) {
     int64_t i = 0, many = 0;
     float mass = 0.0f;
-#ifdef __AVX512F__
+#ifdef WIDE_VECTORS
     __m512 lanes = _mm512_setzero_ps();
     for (; i + LANES <= count; i += LANES) {
         __mmask16 above = _mm512_cmp_ps_mask(_mm512_loadu_ps(keys + i), _mm512_set1_ps(bound), _CMP_GE_OQ);

@@ -1,7 +1,7 @@
 /* Runs an array of steps inside one parallel region. */
 #include "steps.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 #include <sched.h>
 
 static const StepFunction FUNCTIONS[] = {

@@ -1,46 +1,39 @@
-/* AMX tiles: 8 registers of 16 rows x 64 bytes. A dot-product step multiplies A (16 rows x 32 bf16) by B (16 row pairs x 16
- * columns x 2 bf16, consecutive k interleaved) into C (16 x 16 float). Intel SDM volume 1, chapter 18. */
+/* The matrix unit. It multiplies a tile A (16 rows x 32 bf16) by a tile B (16 pairs of steps x 16 columns x 2 bf16, so that two
+ * consecutive steps lie side by side) and adds the product to a tile C (16 x 16 float).
+ *
+ * Where the processor has AMX the unit is that: 8 registers of 16 rows x 64 bytes (Intel SDM volume 1, chapter 18), C in registers
+ * from begin to store. Elsewhere it is made of vectors: each value of A meets a row of B, 16 sums in registers for as many steps
+ * as one call is given, and C lies in `Unit` between calls. So whoever has several steps to do gives them in one call. */
 #pragma once
-#include "common.h"
+#include "vectors.h"
 
-#ifdef __AVX512BW__
-#include <immintrin.h>
+#ifdef WIDE_VECTORS
+#define MATRIX_UNIT
 
-/* Registers cannot be indexed: loops over arrays of them are written out even where the compiler saves effort. */
-#define UNROLL _Pragma("GCC unroll 16")
+/* The compiler does not see that a tile load reads memory: the barriers keep plain stores before, and plain loads after. */
+#define BARRIER() __asm__ volatile("" ::: "memory")
 
-/* Transpose 16 x 16 words of 32 bits in registers. */
-static inline void transpose16(__m512i r[16]) {
-    __m512i t[16];
-    UNROLL
-    for (int i = 0; i < 8; i++) {
-        t[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
-        t[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        r[4 * i] = _mm512_unpacklo_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 1] = _mm512_unpackhi_epi64(t[4 * i], t[4 * i + 2]);
-        r[4 * i + 2] = _mm512_unpacklo_epi64(t[4 * i + 1], t[4 * i + 3]);
-        r[4 * i + 3] = _mm512_unpackhi_epi64(t[4 * i + 1], t[4 * i + 3]);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        t[i] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
-        t[i + 4] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
-        t[i + 8] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
-        t[i + 12] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
-    }
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        r[i] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-        r[i + 4] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-        r[i + 8] = _mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-        r[i + 12] = _mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
+/* A's tiles of one call: rows `stride` bytes apart, `step` values from one step to the next. */
+typedef struct {
+    const bf16 *first, *second;
+    int64_t stride, step;
+} Rows;
+
+/* B's tiles of one call, and the cache lines to ask memory for meanwhile. */
+typedef struct {
+    const bf16 *first, *second; /* the second only in a square */
+    int64_t step;
+    const void *coming; /* `lines` of it a step, into the first-level cache where `near` */
+    int lines, near;
+} Columns;
+
+static inline __attribute__((always_inline)) void ask_for(const Columns *b, int64_t step) {
+    const char *at = (const char *)b->coming + step * b->lines * 64;
+    if (b->near)
+        for (int line = 0; line < b->lines; line++) _mm_prefetch(at + 64 * line, _MM_HINT_T0);
+    else
+        for (int line = 0; line < b->lines; line++) _mm_prefetch(at + 64 * line, _MM_HINT_T1);
 }
-
-#endif
 
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
@@ -59,66 +52,196 @@ static const struct {
     .rows = {16, 16, 16, 16, 16, 16, 16, 16},
 };
 
+/* A thread begins before its first product and ends after its last one. */
 static inline void tiles_begin(void) { _tile_loadconfig(&TILE_SHAPES); }
 static inline void tiles_end(void) { _tile_release(); }
 
-/* The 2 x 2 register blocking: C tiles 0-3, A tiles 4-5, B tiles 6-7. Strides in bytes. */
-/* The compiler does not see that a tile load reads memory: the barriers keep plain stores before, and plain loads after. */
-#define BARRIER() __asm__ volatile("" ::: "memory")
-#define TILES_ZERO()                                                                                                          \
-    do {                                                                                                                      \
-        BARRIER();                                                                                                            \
-        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);                                                           \
-    } while (0)
-#define TILES_STEP(a0, a1, a_stride, b0, b1, b_stride)                                                                        \
-    do {                                                                                                                      \
-        _tile_loadd(6, (b0), (b_stride));                                                                                     \
-        _tile_loadd(4, (a0), (a_stride));                                                                                     \
-        _tile_dpbf16ps(0, 4, 6);                                                                                              \
-        _tile_loadd(7, (b1), (b_stride));                                                                                     \
-        _tile_dpbf16ps(1, 4, 7);                                                                                              \
-        _tile_loadd(5, (a1), (a_stride));                                                                                     \
-        _tile_dpbf16ps(2, 5, 6);                                                                                              \
-        _tile_dpbf16ps(3, 5, 7);                                                                                              \
-    } while (0)
-#define TILES_LOAD(c00, c01, c10, c11, stride)                                                                                \
-    do {                                                                                                                      \
-        BARRIER();                                                                                                            \
-        _tile_loadd(0, (c00), (stride)); _tile_loadd(1, (c01), (stride));                                                     \
-        _tile_loadd(2, (c10), (stride)); _tile_loadd(3, (c11), (stride));                                                     \
-    } while (0)
-#define TILES_STORE(c00, c01, c10, c11, stride)                                                                               \
-    do {                                                                                                                      \
-        _tile_stored(0, (c00), (stride)); _tile_stored(1, (c01), (stride));                                                   \
-        _tile_stored(2, (c10), (stride)); _tile_stored(3, (c11), (stride));                                                   \
-        BARRIER();                                                                                                            \
-    } while (0)
+typedef struct {
+} Unit;
 
-/* A narrower blocking of 2 x 1 that uses four registers: C tiles 0-1, an A tile in 2, the B tile in 3. Where another program runs
+/* A pair: two tiles of A, one of B. It uses four registers: C tiles 0-1, an A tile in 2, the B tile in 3. Where another program runs
  * on the core's other thread, the pool that registers are renamed from is small: all eight in use then halve the speed, four do not. */
-#define TILES_PAIR_ZERO()                                                                                                     \
-    do {                                                                                                                      \
-        BARRIER();                                                                                                            \
-        _tile_zero(0); _tile_zero(1);                                                                                         \
-    } while (0)
-#define TILES_PAIR_LOAD(c0, c1, stride)                                                                                       \
-    do {                                                                                                                      \
-        BARRIER();                                                                                                            \
-        _tile_loadd(0, (c0), (stride)); _tile_loadd(1, (c1), (stride));                                                       \
-    } while (0)
-#define TILES_PAIR_STEP(a0, a1, a_stride, b)                                                                                  \
-    do {                                                                                                                      \
-        _tile_loadd(3, (b), 64);                                                                                              \
-        _tile_loadd(2, (a0), (a_stride));                                                                                     \
-        _tile_dpbf16ps(0, 2, 3);                                                                                              \
-        _tile_loadd(2, (a1), (a_stride));                                                                                     \
-        _tile_dpbf16ps(1, 2, 3);                                                                                              \
-    } while (0)
-#define TILES_PAIR_STORE(c0, c1, stride)                                                                                      \
-    do {                                                                                                                      \
-        _tile_stored(0, (c0), (stride)); _tile_stored(1, (c1), (stride));                                                     \
-        BARRIER();                                                                                                            \
-    } while (0)
+static inline __attribute__((always_inline)) void pair_zero(Unit *unit) {
+    (void)unit;
+    BARRIER();
+    _tile_zero(0);
+    _tile_zero(1);
+}
+
+/* Strides of C in bytes. */
+static inline __attribute__((always_inline)) void pair_load(Unit *unit, const float *c0, const float *c1, int64_t stride) {
+    (void)unit;
+    BARRIER();
+    _tile_loadd(0, c0, stride);
+    _tile_loadd(1, c1, stride);
+}
+
+static inline __attribute__((always_inline)) void pair_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    (void)unit;
+    for (int64_t i = 0; i < steps; i++) {
+        ask_for(&b, i);
+        _tile_loadd(3, b.first + i * b.step, 64);
+        _tile_loadd(2, a.first + i * a.step, a.stride);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(2, a.second + i * a.step, a.stride);
+        _tile_dpbf16ps(1, 2, 3);
+    }
+}
+
+/* One tile of A, two of B: the sums are those of both columns. */
+static inline __attribute__((always_inline)) void wide_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    (void)unit;
+    for (int64_t i = 0; i < steps; i++) {
+        _tile_loadd(2, a.first + i * a.step, a.stride);
+        _tile_loadd(3, b.first + i * b.step, 64);
+        _tile_dpbf16ps(0, 2, 3);
+        _tile_loadd(3, b.second + i * b.step, 64);
+        _tile_dpbf16ps(1, 2, 3);
+    }
+}
+
+static inline __attribute__((always_inline)) void pair_store(Unit *unit, float *c0, float *c1, int64_t stride) {
+    (void)unit;
+    _tile_stored(0, c0, stride);
+    _tile_stored(1, c1, stride);
+    BARRIER();
+}
+
+/* A square: two tiles of A, two of B. C tiles 0-3 (row by row), A tiles 4-5, B tiles 6-7. */
+static inline __attribute__((always_inline)) void square_zero(Unit *unit) {
+    (void)unit;
+    BARRIER();
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+}
+
+static inline __attribute__((always_inline)) void square_load(Unit *unit, const float *c[4]) {
+    (void)unit;
+    BARRIER();
+    _tile_loadd(0, c[0], 64);
+    _tile_loadd(1, c[1], 64);
+    _tile_loadd(2, c[2], 64);
+    _tile_loadd(3, c[3], 64);
+}
+
+/* What is asked for is spread among the products: its way from the second-level cache is what the tiles wait for. */
+static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    (void)unit;
+    Columns quarter = b;
+    quarter.lines = b.lines / 4;
+    for (int64_t i = 0; i < steps; i++) {
+        _tile_loadd(4, a.first + i * a.step, a.stride);
+        _tile_loadd(5, a.second + i * a.step, a.stride);
+        _tile_loadd(6, b.first + i * b.step, 64);
+        ask_for(&quarter, 4 * i);
+        _tile_dpbf16ps(0, 4, 6);
+        ask_for(&quarter, 4 * i + 1);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, b.second + i * b.step, 64);
+        ask_for(&quarter, 4 * i + 2);
+        _tile_dpbf16ps(1, 4, 7);
+        ask_for(&quarter, 4 * i + 3);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+}
+
+static inline __attribute__((always_inline)) void square_store(Unit *unit, float *c[4]) {
+    (void)unit;
+    _tile_stored(0, c[0], 64);
+    _tile_stored(1, c[1], 64);
+    _tile_stored(2, c[2], 64);
+    _tile_stored(3, c[3], 64);
+    BARRIER();
+}
+
+#else
+
+static inline void tiles_begin(void) {}
+static inline void tiles_end(void) {}
+
+typedef struct {
+    __m512 c[4][16];
+} Unit;
+
+/* One tile of A by one of B. */
+static inline __attribute__((always_inline)) void tile_multiply(__m512 c[16], const bf16 *a, Rows rows, const bf16 *b, const Columns *columns, int64_t steps) {
+    __m512 sums[16];
+    UNROLL
+    for (int i = 0; i < 16; i++) sums[i] = c[i];
+    for (int64_t k = 0; k < steps; k++) {
+        const char *row = (const char *)(a + k * rows.step);
+        const bf16 *right = b + k * columns->step;
+        ask_for(columns, k);
+        for (int pair = 0; pair < 16; pair++, row += 4) {
+            __m512i two = _mm512_loadu_si512(right + 32 * pair);
+            UNROLL
+            for (int i = 0; i < 16; i++) {
+                int32_t value;
+                memcpy(&value, row + i * rows.stride, sizeof value);
+                sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_set1_epi32(value), (__m512bh)two);
+            }
+        }
+    }
+    UNROLL
+    for (int i = 0; i < 16; i++) c[i] = sums[i];
+}
+
+static inline void tile_load(__m512 c[16], const float *from, int64_t stride) {
+    for (int i = 0; i < 16; i++) c[i] = _mm512_loadu_ps((const float *)((const char *)from + i * stride));
+}
+
+static inline void tile_store(const __m512 c[16], float *to, int64_t stride) {
+    for (int i = 0; i < 16; i++) _mm512_storeu_ps((float *)((char *)to + i * stride), c[i]);
+}
+
+static inline Columns asking_nothing(Columns b) {
+    b.lines = 0;
+    return b;
+}
+
+static inline void pair_zero(Unit *unit) { memset(unit->c, 0, 2 * sizeof *unit->c); }
+
+static inline void pair_load(Unit *unit, const float *c0, const float *c1, int64_t stride) {
+    tile_load(unit->c[0], c0, stride);
+    tile_load(unit->c[1], c1, stride);
+}
+
+static inline void pair_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    Columns silent = asking_nothing(b);
+    tile_multiply(unit->c[0], a.first, a, b.first, &b, steps);
+    tile_multiply(unit->c[1], a.second, a, b.first, &silent, steps);
+}
+
+static inline void wide_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    tile_multiply(unit->c[0], a.first, a, b.first, &b, steps);
+    tile_multiply(unit->c[1], a.first, a, b.second, &b, steps);
+}
+
+static inline void pair_store(Unit *unit, float *c0, float *c1, int64_t stride) {
+    tile_store(unit->c[0], c0, stride);
+    tile_store(unit->c[1], c1, stride);
+}
+
+static inline void square_zero(Unit *unit) { memset(unit->c, 0, sizeof unit->c); }
+
+static inline void square_load(Unit *unit, const float *c[4]) {
+    for (int i = 0; i < 4; i++) tile_load(unit->c[i], c[i], 64);
+}
+
+static inline void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    Columns silent = asking_nothing(b);
+    tile_multiply(unit->c[0], a.first, a, b.first, &b, steps);
+    tile_multiply(unit->c[1], a.first, a, b.second, &silent, steps);
+    tile_multiply(unit->c[2], a.second, a, b.first, &silent, steps);
+    tile_multiply(unit->c[3], a.second, a, b.second, &silent, steps);
+}
+
+static inline void square_store(Unit *unit, float *c[4]) {
+    for (int i = 0; i < 4; i++) tile_store(unit->c[i], c[i], 64);
+}
+#endif
 
 /* B tile over the columns of a row-major matrix: 16 rows (the tile's columns) x 32 values. `present` rows exist, the rest are zero. */
 static inline void pack_rows_as_columns(const bf16 *source, int64_t stride, int present, bf16 *tile) {
@@ -136,26 +259,5 @@ static inline void pack_row_pairs(const bf16 *source, int64_t stride, int presen
         if (2 * pair + 1 < present) odd = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(source + (2 * pair + 1) * stride)));
         _mm512_storeu_si512(tile + pair * 32, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
     }
-}
-
-/* Two vectors of 16 floats as 16 pairs of bf16: the first in the low halves. */
-static inline __m512i pair_up(__m512 low, __m512 high) {
-    __m512i l = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(low));
-    __m512i h = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(high));
-    return _mm512_or_si512(l, _mm512_slli_epi32(h, 16));
-}
-
-/* 2^x of 16 floats: the range-reduced degree-5 polynomial is far below bf16's rounding. */
-static inline __m512 exp2_16(__m512 x) {
-    x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    __m512 f = _mm512_sub_ps(x, whole);
-    __m512 p = _mm512_set1_ps(1.3398874e-3f);
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6184373e-3f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.5503324e-2f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.4022648e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.9314720e-1f));
-    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-    return _mm512_scalef_ps(p, whole);
 }
 #endif

@@ -20,7 +20,7 @@
 #pragma once
 #include "steps.h"
 
-#ifdef __AMX_BF16__
+#ifdef MATRIX_UNIT
 
 enum { TILE = 512 };
 
@@ -139,15 +139,23 @@ static inline __m512i upper_table(const Upper *upper) {
     return _mm512_or_si512(_mm512_set1_epi64(bytes), signs);
 }
 
-/* A compact tile as bf16, two outputs at a time. */
-static inline void widen_compact(const uint8_t *tile, __m512i table, bf16 *out) {
+/* Two outputs of a compact tile as bf16. */
+static inline __attribute__((always_inline)) void compact_pair(const uint8_t *tile, int pair, __m512i table, __m512i *even, __m512i *odd) {
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
+    __m512i nibbles = _mm512_srlv_epi64(_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 512 + 32 * pair))), shift);
+    __m512i lower = _mm512_loadu_si512(tile + 64 * pair), upper = one_of_sixteen(nibbles, table);
+    *even = _mm512_unpacklo_epi8(lower, upper);
+    *odd = _mm512_unpackhi_epi8(lower, upper);
+}
+
+/* A compact tile as bf16. */
+static inline void widen_compact(const uint8_t *tile, __m512i table, bf16 *out) {
     UNROLL
     for (int pair = 0; pair < 8; pair++) {
-        __m512i nibbles = _mm512_srlv_epi64(_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 512 + 32 * pair))), shift);
-        __m512i lower = _mm512_loadu_si512(tile + 64 * pair), upper = _mm512_permutexvar_epi8(nibbles, table);
-        _mm512_storeu_si512(out + 64 * pair, _mm512_unpacklo_epi8(lower, upper));
-        _mm512_storeu_si512(out + 64 * pair + 32, _mm512_unpackhi_epi8(lower, upper));
+        __m512i even, odd;
+        compact_pair(tile, pair, table, &even, &odd);
+        _mm512_storeu_si512(out + 64 * pair, even);
+        _mm512_storeu_si512(out + 64 * pair + 32, odd);
     }
 }
 
@@ -182,6 +190,11 @@ static inline __attribute__((always_inline)) void unpack_tiles_of(const Block *b
     for (int64_t k = from; k < to; k++, out += TILE) unpack_tile(block, kind, block->tiles + k * tile_bytes(kind), out);
 }
 
+/* The weights without a nibble of tiles [from, to); those before them have been read. */
+static inline void put_exceptions(Block *block, int64_t from, int64_t to, bf16 *out) {
+    for (; block->next != block->end && block->next->at < to * TILE; block->next++) out[block->next->at - from * TILE] = block->next->value;
+}
+
 /* Tiles [from, to) as bf16; those before them have been read. */
 static void unpack_tiles(Block *block, int64_t from, int64_t to, bf16 *out) {
     switch (block->kind) {
@@ -192,7 +205,7 @@ static void unpack_tiles(Block *block, int64_t from, int64_t to, bf16 *out) {
         case WEIGHT_Q4_1: unpack_tiles_of(block, WEIGHT_Q4_1, from, to, out); break;
         default: unpack_tiles_of(block, WEIGHT_COMPACT, from, to, out);
     }
-    for (; block->next != block->end && block->next->at < to * TILE; block->next++) out[block->next->at - from * TILE] = block->next->value;
+    put_exceptions(block, from, to, out);
 }
 
 #endif
