@@ -12,7 +12,7 @@ from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory, Segment
 from owngpt.kernels.tape import BufferPool, Tape, can_record
 from owngpt.model.config import GPTConfig
 
-pytestmark = pytest.mark.skipif(not can_record(), reason="no AMX tiles on this machine")
+pytestmark = pytest.mark.skipif(not can_record(), reason="no matrix tiles on this machine")
 
 SCALE = 0.2
 

@@ -13,7 +13,7 @@ from owngpt.kernels.low_rank import Spans, frozen_linear, frozen_low_rank_linear
 from owngpt.kernels.norm import add_rms_norm
 from owngpt.kernels.remake import suspended
 
-pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no AMX tiles on this machine")
+pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no matrix tiles on this machine")
 
 CASES: list[tuple[int, int, int, int, Spans]] = [
     (1, 8, 8, 4, ((0, 8),)),

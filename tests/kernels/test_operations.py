@@ -18,7 +18,7 @@ from owngpt.kernels.rotary import HeadLayout, Rotation, split_heads
 from owngpt.model.rotary import rotary_tables
 
 needs_kernels = pytest.mark.skipif(library.functions() is None, reason="no kernels could be compiled on this machine")
-needs_tiles = pytest.mark.skipif(not library.has_tiles(), reason="this processor has no AMX tiles")
+needs_tiles = pytest.mark.skipif(not library.has_tiles(), reason="this processor has no matrix tiles")
 ROUNDING = 2.0**-7
 """A few roundings of bfloat16's eight significant bits, relative to the tensor's norm."""
 

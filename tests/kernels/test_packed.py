@@ -12,7 +12,7 @@ from owngpt.kernels import packed, tape
 from owngpt.kernels.memory import LINE, HugePages
 from owngpt.kernels.packed import FEW, Kind, PackedWeight
 
-pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no AMX tiles on this machine")
+pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no matrix tiles on this machine")
 
 KINDS: tuple[Kind, ...] = ("bf16", "compact", "int8", "int6", "int4")
 SHAPES = ((16, 32), (5, 33), (37, 100), (960, 576), (64, 1536))

@@ -11,7 +11,7 @@ from owngpt.kernels.linear import product, weight_gradient
 from owngpt.kernels.orthogonal import orthogonalise
 from owngpt.train.muon import POLAR_EXPRESS, _orthogonal
 
-pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no AMX tiles on this machine")
+pytestmark = pytest.mark.skipif(not library.has_tiles(), reason="no matrix tiles on this machine")
 
 SHAPES = [
     (1, 1, 1),

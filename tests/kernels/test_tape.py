@@ -61,7 +61,7 @@ def test_memory_is_used_again_once_nothing_refers_to_it_and_never_before() -> No
     assert address % 64 == 0
 
 
-@pytest.mark.skipif(not can_record(), reason="no AMX tiles on this machine")
+@pytest.mark.skipif(not can_record(), reason="no matrix tiles on this machine")
 def test_a_tape_runs_again_with_what_its_inputs_hold_then() -> None:
     weight = packed.pack(torch.randn(32, 64, generator=torch.Generator().manual_seed(0)), "bf16")
     x = torch.zeros(3, 64, dtype=torch.bfloat16)
@@ -75,7 +75,7 @@ def test_a_tape_runs_again_with_what_its_inputs_hold_then() -> None:
             assert torch.allclose(out, x.float() @ weight.unpacked().T, atol=1e-3)
 
 
-@pytest.mark.skipif(not can_record(), reason="no AMX tiles on this machine")
+@pytest.mark.skipif(not can_record(), reason="no matrix tiles on this machine")
 def test_tapes_of_several_threads_run_at_the_same_time() -> None:
     from concurrent.futures import ThreadPoolExecutor
 

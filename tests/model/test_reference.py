@@ -131,7 +131,7 @@ def test_documents_in_one_row_do_not_see_each_other() -> None:
         torch.testing.assert_close(parameter.grad.double(), parameters[name].grad, rtol=1e-3, atol=1e-3, msg=name)
 
 
-WIDE = replace(NATIVE, context_length=45, hidden_size=48, head_size=32, intermediate_size=80)  # heads that fill AMX tiles
+WIDE = replace(NATIVE, context_length=45, hidden_size=48, head_size=32, intermediate_size=80)  # heads that fill matrix tiles
 BFLOAT16_CONFIGS = {
     "native": WIDE,
     "windows": replace(WIDE, attention_windows=(7, 0)),

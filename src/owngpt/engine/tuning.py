@@ -23,9 +23,9 @@ from owngpt.engine.layout import ROWS
 from owngpt.engine.packing import each_packed, packed_kinds
 from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
-from owngpt.kernels import build, library
+from owngpt.kernels import build
 from owngpt.kernels.machine import usable_cores
-from owngpt.kernels.packed import FEW, PackedWeight
+from owngpt.kernels.packed import FEW, PackedWeight, tiles_from_unmeasured
 from owngpt.kernels.tape import BufferPool, Tape
 from owngpt.model.gpt import GPT
 
@@ -42,7 +42,7 @@ class Tuning:
     """What was measured."""
 
     tiles_from: int
-    """Rows, 1 to :data:`owngpt.kernels.packed.FEW` + 1; where nothing is quantized, one of these two."""
+    """Rows, 1 to :data:`owngpt.kernels.packed.FEW` + 1; where nothing is quantized the kind of matrix unit decides."""
     threads: int
 
 
@@ -76,7 +76,7 @@ def _measure(model: GPT, most: int) -> Tuning:
         counts = {most, max(1, most // 2)} if most > 2 else {most}
         threads = most if len(counts) == 1 else min(counts, key=lambda count: (_seconds(model, 1, FEW + 1, count), -count))
         if packed_kinds(model) <= {"bf16", "compact"}:
-            return Tuning(1 if library.matrix_unit("inference") == "amx" else FEW + 1, threads)
+            return Tuning(tiles_from_unmeasured(), threads)
         tiles_from = FEW + 1
         for rows in reversed([rows for rows in ROWS if 2 <= rows <= FEW]):
             if _seconds(model, rows, FEW + 1, threads) < _seconds(model, rows, 1, threads):
@@ -117,7 +117,8 @@ def _shortened(model: GPT) -> Iterator[None]:
 
 def _set_tiles_from(model: GPT, rows: int) -> None:
     def set_one(weight: PackedWeight) -> None:
-        weight.tiles_from = rows
+        if weight.quantized:
+            weight.tiles_from = rows
 
     each_packed(model, set_one)
 

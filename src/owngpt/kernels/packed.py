@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -30,6 +30,14 @@ EXCEPTION_SHARE = 1 / 256
 """Of a weight's numbers; with more of them bf16 as it is would be as fast."""
 
 
+def tiles_from_unmeasured() -> int:
+    """See :attr:`PackedWeight.tiles_from`, for weights in bfloat16.
+
+    AMX reads them faster than vectors do even for one row; a matrix unit of vectors would do the work of 16.
+    """
+    return 1 if library.matrix_unit("inference") == "amx" else FEW + 1
+
+
 @dataclass
 class PackedWeight:
     """A weight (outputs, inputs) in tiles."""
@@ -39,8 +47,11 @@ class PackedWeight:
     inputs: int
     tiles: Tensor
     """uint8, one dimension."""
-    tiles_from: int = 3
-    """Of quantized weights: rows from which on matrix tiles beat vector products, FEW + 1 at most; chosen by measurement."""
+    tiles_from: int = field(init=False)
+    """Rows from which on matrix tiles beat vector products, FEW + 1 at most; for quantized weights chosen by measurement."""
+
+    def __post_init__(self) -> None:
+        self.tiles_from = 3 if self.quantized else tiles_from_unmeasured()
 
     @property
     def bytes(self) -> int:
@@ -53,13 +64,8 @@ class PackedWeight:
         return self.kind not in ("bf16", "compact")
 
     def on_tiles(self, rows: int) -> bool:
-        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products.
-
-        AMX reads bfloat16 faster even for one row; a matrix unit of vectors would do the work of 16.
-        """
-        if rows > FEW:
-            return True
-        return rows >= self.tiles_from if self.quantized else library.matrix_unit("inference") == "amx"
+        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
+        return rows >= self.tiles_from or rows > FEW
 
     @property
     def depth(self) -> int:

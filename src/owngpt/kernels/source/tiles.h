@@ -30,6 +30,7 @@ typedef struct {
 static inline __attribute__((always_inline)) void ask_for(const Columns *b, int64_t step) {
     const char *at = (const char *)b->coming + step * b->lines * 64;
     if (b->near)
+        UNROLL
         for (int line = 0; line < b->lines; line++) _mm_prefetch(at + 64 * line, _MM_HINT_T0);
     else
         for (int line = 0; line < b->lines; line++) _mm_prefetch(at + 64 * line, _MM_HINT_T1);
