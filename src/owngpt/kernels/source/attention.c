@@ -78,10 +78,9 @@ static void pack_block(const bf16 *source, int64_t stride, int present, int size
 static inline void tile_products(const bf16 *a, int64_t a_stride, int64_t a_step, const bf16 *b, int64_t b_step, int steps, float *c, int64_t c_stride, int more) {
     for (int side = 0; side < 2; side++, b += 512, c += 16) {
         Unit unit;
-        if (more) pair_load(&unit, c, c + 16 * c_stride, c_stride * 4);
-        else pair_zero(&unit);
+        pair_begin(&unit, c, c + 16 * c_stride, c_stride * 4, more);
         pair_multiply(&unit, (Rows){a, a + 16 * a_stride, a_stride * 2, a_step}, (Columns){.first = b, .step = b_step}, steps);
-        pair_store(&unit, c, c + 16 * c_stride, c_stride * 4);
+        pair_end(&unit, c, c + 16 * c_stride, c_stride * 4);
     }
 }
 

@@ -21,14 +21,13 @@ static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_
         float *c = sums + half * 256;
         const bf16 *b = right + half * 512;
         Unit unit;
-        if (more) pair_load(&unit, c, c + 512, 64);
-        else pair_zero(&unit);
+        pair_begin(&unit, c, c + 512, 64, more);
         pair_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){b, NULL, PAIR, next + half * steps * lines * 64, lines, 0}, steps);
         for (int64_t i = 0; i < extra->steps; i++) {
             const bf16 *a = extra->left + extra->from[i] * PAIR;
             pair_multiply(&unit, (Rows){a, a + 512, 64, 0}, (Columns){.first = extra->right + i * PAIR + half * 512}, 1);
         }
-        pair_store(&unit, c, c + 512, 64);
+        pair_end(&unit, c, c + 512, 64);
     }
 }
 

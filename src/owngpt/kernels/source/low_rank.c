@@ -30,9 +30,9 @@ static int64_t block_of(int64_t rows) {
 /* The same for a strip of which only 16 rows matter: the others' sums are left as they were. */
 static inline void half_strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums) {
     Unit unit;
-    pair_zero(&unit);
+    pair_begin(&unit, sums, sums + 256, 64, 0);
     wide_multiply(&unit, (Rows){left, NULL, 64, PAIR}, (Columns){.first = right, .second = right + 512, .step = PAIR}, steps);
-    pair_store(&unit, sums, sums + 256, 64);
+    pair_end(&unit, sums, sums + 256, 64);
 }
 
 static inline void few_rows_times_panel(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int64_t rows) {

@@ -337,20 +337,19 @@ static inline __attribute__((always_inline)) void unpack_and_multiply(const bf16
 static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int64_t to, int64_t g, int64_t groups) {
     const bf16 *x = l->tiles + g * l->depth * TILE;
     float *c = pair->sums + 512 * g;
-    if (!from) pair_zero(&pair->unit);
-    else if (groups > 1) pair_load(&pair->unit, c, c + 256, 64);
+    if (!from || groups > 1) pair_begin(&pair->unit, c, c + 256, 64, from > 0);
     if (!g) unpack_and_multiply(x, NULL, pair, from, to);
     else multiply(&pair->unit, x + from * TILE, NULL, pair->strips[0], pair->strips[1], to - from);
-    if (groups > 1 || to == l->depth) pair_store(&pair->unit, c, c + 256, 64);
+    if (groups > 1 || to == l->depth) pair_end(&pair->unit, c, c + 256, 64);
 }
 
 /* 17 to 32 tokens: the sums of both groups stay in the tile registers. */
 static void multiply_both(const Linear *l, Pair *pair) {
-    float *c = pair->sums;
-    square_zero(&pair->unit);
+    float *const c = pair->sums, *const squares[4] = {c, c + 512, c + 256, c + 768};
+    square_begin(&pair->unit, squares, 0);
     for (int64_t from = 0; from < l->depth; from += STEP)
         unpack_and_multiply(l->tiles, l->tiles + l->depth * TILE, pair, from, from + STEP < l->depth ? from + STEP : l->depth);
-    square_store(&pair->unit, (float *[4]){c, c + 512, c + 256, c + 768});
+    square_end(&pair->unit, squares);
 }
 
 static inline __m512 sigmoid16(__m512 x) {

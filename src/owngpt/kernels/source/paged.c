@@ -165,9 +165,9 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
         const bf16 *keys = p->keys + block_at(p, s, j, group);
         for (int side = 0; side < 2; side++) {
             float *out = scores + j - start + 16 * side;
-            pair_zero(&unit);
+            pair_begin(&unit, out, out + 16 * wide, wide * 4, 0);
             pair_multiply(&unit, (Rows){query, query + 16 * size, size * 2, 32}, (Columns){.first = keys + 512 * side, .step = 1024}, size / 32);
-            pair_store(&unit, out, out + 16 * wide, wide * 4);
+            pair_end(&unit, out, out + 16 * wide, wide * 4);
         }
     }
     for (int64_t i = 0; i < QUERIES; i++) {
@@ -177,12 +177,13 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     }
     for (int64_t d = 0; d < size; d += 32) {
         for (int side = 0; side < 2; side++) {
-            pair_zero(&unit);
+            float *first = c + 16 * side, *second = first + 16 * 32;
+            pair_begin(&unit, first, second, 32 * 4, 0);
             for (int64_t j = start; j < end; j += PAGE) {
                 const bf16 *values = p->values + block_at(p, s, j, group) + d / 16 * 512 + 512 * side, *w = weights + j - start;
                 pair_multiply(&unit, (Rows){w, w + 16 * narrow, narrow * 2, 0}, (Columns){.first = values}, 1);
             }
-            pair_store(&unit, c + 16 * side, c + 16 * side + 16 * 32, 32 * 4);
+            pair_end(&unit, first, second, 32 * 4);
         }
         for (int64_t i = 0; i < present; i++) {
             __m512 f = _mm512_set1_ps(inverse[i]);

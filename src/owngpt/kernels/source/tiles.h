@@ -2,8 +2,9 @@
  * consecutive steps lie side by side) and adds the product to a tile C (16 x 16 float).
  *
  * Where the processor has AMX the unit is that: 8 registers of 16 rows x 64 bytes (Intel SDM volume 1, chapter 18), C in registers
- * from begin to store. Elsewhere it is made of vectors: each value of A meets a row of B, 16 sums in registers for as many steps
- * as one call is given, and C lies in `Unit` between calls. So whoever has several steps to do gives them in one call. */
+ * from begin to end. Elsewhere it is made of vectors: each value of A meets a row of B, 16 sums stay in registers for as many steps
+ * as one call is given, and C lies in memory between calls. So whoever has several steps to do gives them in one call, and whoever
+ * begins leaves that memory alone until the end. */
 #pragma once
 #include "vectors.h"
 
@@ -62,19 +63,16 @@ typedef struct {
 
 /* A pair: two tiles of A, one of B. It uses four registers: C tiles 0-1, an A tile in 2, the B tile in 3. Where another program runs
  * on the core's other thread, the pool that registers are renamed from is small: all eight in use then halve the speed, four do not. */
-static inline __attribute__((always_inline)) void pair_zero(Unit *unit) {
+static inline __attribute__((always_inline)) void pair_begin(Unit *unit, float *c0, float *c1, int64_t stride, int more) {
     (void)unit;
     BARRIER();
-    _tile_zero(0);
-    _tile_zero(1);
-}
-
-/* Strides of C in bytes. */
-static inline __attribute__((always_inline)) void pair_load(Unit *unit, const float *c0, const float *c1, int64_t stride) {
-    (void)unit;
-    BARRIER();
-    _tile_loadd(0, c0, stride);
-    _tile_loadd(1, c1, stride);
+    if (more) {
+        _tile_loadd(0, c0, stride);
+        _tile_loadd(1, c1, stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+    }
 }
 
 static inline __attribute__((always_inline)) void pair_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
@@ -101,7 +99,7 @@ static inline __attribute__((always_inline)) void wide_multiply(Unit *unit, Rows
     }
 }
 
-static inline __attribute__((always_inline)) void pair_store(Unit *unit, float *c0, float *c1, int64_t stride) {
+static inline __attribute__((always_inline)) void pair_end(Unit *unit, float *c0, float *c1, int64_t stride) {
     (void)unit;
     _tile_stored(0, c0, stride);
     _tile_stored(1, c1, stride);
@@ -109,22 +107,20 @@ static inline __attribute__((always_inline)) void pair_store(Unit *unit, float *
 }
 
 /* A square: two tiles of A, two of B. C tiles 0-3 (row by row), A tiles 4-5, B tiles 6-7. */
-static inline __attribute__((always_inline)) void square_zero(Unit *unit) {
+static inline __attribute__((always_inline)) void square_begin(Unit *unit, float *const c[4], int more) {
     (void)unit;
     BARRIER();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-}
-
-static inline __attribute__((always_inline)) void square_load(Unit *unit, const float *c[4]) {
-    (void)unit;
-    BARRIER();
-    _tile_loadd(0, c[0], 64);
-    _tile_loadd(1, c[1], 64);
-    _tile_loadd(2, c[2], 64);
-    _tile_loadd(3, c[3], 64);
+    if (more) {
+        _tile_loadd(0, c[0], 64);
+        _tile_loadd(1, c[1], 64);
+        _tile_loadd(2, c[2], 64);
+        _tile_loadd(3, c[3], 64);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
 }
 
 /* What is asked for is spread among the products: its way from the second-level cache is what the tiles wait for. */
@@ -148,7 +144,7 @@ static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Ro
     }
 }
 
-static inline __attribute__((always_inline)) void square_store(Unit *unit, float *c[4]) {
+static inline __attribute__((always_inline)) void square_end(Unit *unit, float *const c[4]) {
     (void)unit;
     _tile_stored(0, c[0], 64);
     _tile_stored(1, c[1], 64);
@@ -163,16 +159,17 @@ static inline void tiles_begin(void) {}
 static inline void tiles_end(void) {}
 
 typedef struct {
-    __m512 c[4][16];
+    float *c[4];
+    int64_t stride; /* bytes */
 } Unit;
 
-/* One tile of A by one of B. */
-static inline __attribute__((always_inline)) void tile_multiply(__m512 c[16], const bf16 *a, Rows rows, const bf16 *b, const Columns *columns, int64_t steps) {
+/* One tile of A by one of B, added to C. */
+static inline __attribute__((always_inline)) void tile_multiply(float *c, int64_t stride, const bf16 *a, const Rows *rows, const bf16 *b, const Columns *columns, int64_t steps) {
     __m512 sums[16];
     UNROLL
-    for (int i = 0; i < 16; i++) sums[i] = c[i];
+    for (int i = 0; i < 16; i++) sums[i] = _mm512_loadu_ps((const float *)((const char *)c + i * stride));
     for (int64_t k = 0; k < steps; k++) {
-        const char *row = (const char *)(a + k * rows.step);
+        const char *row = (const char *)(a + k * rows->step);
         const bf16 *right = b + k * columns->step;
         ask_for(columns, k);
         for (int pair = 0; pair < 16; pair++, row += 4) {
@@ -180,21 +177,17 @@ static inline __attribute__((always_inline)) void tile_multiply(__m512 c[16], co
             UNROLL
             for (int i = 0; i < 16; i++) {
                 int32_t value;
-                memcpy(&value, row + i * rows.stride, sizeof value);
+                memcpy(&value, row + i * rows->stride, sizeof value);
                 sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_set1_epi32(value), (__m512bh)two);
             }
         }
     }
     UNROLL
-    for (int i = 0; i < 16; i++) c[i] = sums[i];
+    for (int i = 0; i < 16; i++) _mm512_storeu_ps((float *)((char *)c + i * stride), sums[i]);
 }
 
-static inline void tile_load(__m512 c[16], const float *from, int64_t stride) {
-    for (int i = 0; i < 16; i++) c[i] = _mm512_loadu_ps((const float *)((const char *)from + i * stride));
-}
-
-static inline void tile_store(const __m512 c[16], float *to, int64_t stride) {
-    for (int i = 0; i < 16; i++) _mm512_storeu_ps((float *)((char *)to + i * stride), c[i]);
+static inline void tile_zero(float *c, int64_t stride) {
+    for (int i = 0; i < 16; i++) _mm512_storeu_ps((float *)((char *)c + i * stride), _mm512_setzero_ps());
 }
 
 static inline Columns asking_nothing(Columns b) {
@@ -202,46 +195,40 @@ static inline Columns asking_nothing(Columns b) {
     return b;
 }
 
-static inline void pair_zero(Unit *unit) { memset(unit->c, 0, 2 * sizeof *unit->c); }
-
-static inline void pair_load(Unit *unit, const float *c0, const float *c1, int64_t stride) {
-    tile_load(unit->c[0], c0, stride);
-    tile_load(unit->c[1], c1, stride);
+static inline __attribute__((always_inline)) void pair_begin(Unit *unit, float *c0, float *c1, int64_t stride, int more) {
+    *unit = (Unit){{c0, c1}, stride};
+    if (more) return;
+    tile_zero(c0, stride);
+    tile_zero(c1, stride);
 }
 
-static inline void pair_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+static inline __attribute__((always_inline)) void pair_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
     Columns silent = asking_nothing(b);
-    tile_multiply(unit->c[0], a.first, a, b.first, &b, steps);
-    tile_multiply(unit->c[1], a.second, a, b.first, &silent, steps);
+    tile_multiply(unit->c[0], unit->stride, a.first, &a, b.first, &b, steps);
+    tile_multiply(unit->c[1], unit->stride, a.second, &a, b.first, &silent, steps);
 }
 
-static inline void wide_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
-    tile_multiply(unit->c[0], a.first, a, b.first, &b, steps);
-    tile_multiply(unit->c[1], a.first, a, b.second, &b, steps);
+static inline __attribute__((always_inline)) void wide_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+    tile_multiply(unit->c[0], unit->stride, a.first, &a, b.first, &b, steps);
+    tile_multiply(unit->c[1], unit->stride, a.first, &a, b.second, &b, steps);
 }
 
-static inline void pair_store(Unit *unit, float *c0, float *c1, int64_t stride) {
-    tile_store(unit->c[0], c0, stride);
-    tile_store(unit->c[1], c1, stride);
+static inline void pair_end(Unit *unit, float *c0, float *c1, int64_t stride) { (void)unit, (void)c0, (void)c1, (void)stride; }
+
+static inline void square_begin(Unit *unit, float *const c[4], int more) {
+    *unit = (Unit){{c[0], c[1], c[2], c[3]}, 64};
+    for (int i = 0; i < 4 && !more; i++) tile_zero(c[i], 64);
 }
 
-static inline void square_zero(Unit *unit) { memset(unit->c, 0, sizeof unit->c); }
-
-static inline void square_load(Unit *unit, const float *c[4]) {
-    for (int i = 0; i < 4; i++) tile_load(unit->c[i], c[i], 64);
-}
-
-static inline void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
     Columns silent = asking_nothing(b);
-    tile_multiply(unit->c[0], a.first, a, b.first, &b, steps);
-    tile_multiply(unit->c[1], a.first, a, b.second, &silent, steps);
-    tile_multiply(unit->c[2], a.second, a, b.first, &silent, steps);
-    tile_multiply(unit->c[3], a.second, a, b.second, &silent, steps);
+    tile_multiply(unit->c[0], 64, a.first, &a, b.first, &b, steps);
+    tile_multiply(unit->c[1], 64, a.first, &a, b.second, &silent, steps);
+    tile_multiply(unit->c[2], 64, a.second, &a, b.first, &silent, steps);
+    tile_multiply(unit->c[3], 64, a.second, &a, b.second, &silent, steps);
 }
 
-static inline void square_store(Unit *unit, float *c[4]) {
-    for (int i = 0; i < 4; i++) tile_store(unit->c[i], c[i], 64);
-}
+static inline void square_end(Unit *unit, float *const c[4]) { (void)unit, (void)c; }
 #endif
 
 /* B tile over the columns of a row-major matrix: 16 rows (the tile's columns) x 32 values. `present` rows exist, the rest are zero. */
