@@ -15,8 +15,24 @@ typedef struct {
     int64_t steps;
 } Extra;
 
+static inline void square_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, const char *next, int lines) {
+    Unit unit;
+    float *const c[4] = {sums, sums + 256, sums + 512, sums + 768};
+    square_begin(&unit, c, more);
+    square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, next, 2 * lines, 0}, steps);
+    for (int64_t i = 0; i < extra->steps; i++) {
+        const bf16 *a = extra->left + extra->from[i] * PAIR, *b = extra->right + i * PAIR;
+        square_multiply(&unit, (Rows){a, a + 512, 64, 0}, (Columns){.first = b, .second = b + 512}, 1);
+    }
+    square_end(&unit, c);
+}
+
 /* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. The next panel, which comes from far away, is asked for meanwhile: `lines` of it a step. */
 static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, int halves, const char *next, int lines) {
+    if (SQUARES_ARE_FASTER && halves == 2) {
+        square_times_panel(left, right, steps, extra, sums, more, next, lines);
+        return;
+    }
     for (int half = 0; half < halves; half++) {
         float *c = sums + half * 256;
         const bf16 *b = right + half * 512;

@@ -343,6 +343,16 @@ static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int
     if (groups > 1 || to == l->depth) pair_end(&pair->unit, c, c + 256, 64);
 }
 
+/* The same with the tokens of two groups. */
+static inline void multiply_square(const Linear *l, Pair *pair, int64_t from, int64_t to, int64_t g) {
+    const bf16 *x = l->tiles + g * l->depth * TILE, *y = x + l->depth * TILE;
+    float *const c = pair->sums + 512 * g, *const squares[4] = {c, c + 512, c + 256, c + 768};
+    square_begin(&pair->unit, squares, from > 0);
+    if (!g) unpack_and_multiply(x, y, pair, from, to);
+    else multiply(&pair->unit, x + from * TILE, y + from * TILE, pair->strips[0], pair->strips[1], to - from);
+    square_end(&pair->unit, squares);
+}
+
 /* 17 to 32 tokens: the sums of both groups stay in the tile registers. */
 static void multiply_both(const Linear *l, Pair *pair) {
     float *const c = pair->sums, *const squares[4] = {c, c + 512, c + 256, c + 768};
@@ -407,10 +417,12 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
     }
     for (int64_t from = 0; from < l->depth; from += strip) {
         int64_t to = from + strip < l->depth ? from + strip : l->depth;
-        for (int64_t g = 0; g < groups; g++) {
-            if (to == l->depth && !sink.packed) ask_for_output(l, g * 16, sink.output);
-            multiply_strip(l, pair, from, to, g, groups);
-            if (to == l->depth) put_sums(l, pair->sums + 512 * g, g, sink);
+        for (int64_t g = 0, end; g < groups; g = end) {
+            end = SQUARES_ARE_FASTER && g + 1 < groups ? g + 2 : g + 1;
+            for (int64_t at = g; at < end && to == l->depth && !sink.packed; at++) ask_for_output(l, at * 16, sink.output);
+            if (end == g + 2) multiply_square(l, pair, from, to, g);
+            else multiply_strip(l, pair, from, to, g, groups);
+            for (int64_t at = g; at < end && to == l->depth; at++) put_sums(l, pair->sums + 512 * at, at, sink);
         }
     }
 }
