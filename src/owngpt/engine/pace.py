@@ -37,10 +37,10 @@ class Pace:
             return self.largest_piece
         if waiting > CROWD:
             return max(self.largest_piece - writers, TILE)
-        rows = _tiles(writers + 1 + TILE // 2)
+        rows = _tiles(writers + TILE // 2)
         if self._writing:
-            limit = SLOWDOWN * statistics.median(self._writing)
-            while rows + TILE <= max(self.largest_piece, rows) and self._expected(rows + TILE) <= limit:
+            usual = statistics.median(self._writing)
+            while rows + TILE <= self.largest_piece and self._expected(rows + TILE, writers, usual) <= SLOWDOWN * usual:
                 rows += TILE
         return rows - writers
 
@@ -52,10 +52,13 @@ class Pace:
             rows = _tiles(tokens)
             self._mixed[rows] = (1 - WEIGHT) * self._mixed.get(rows, seconds) + WEIGHT * seconds
 
-    def _expected(self, rows: int) -> float:
-        """Seconds of a step of so many rows, by the nearest smaller one that is known."""
-        known = max((size for size in self._mixed if size <= rows), default=None)
-        return math.inf if known is None else self._mixed[known] * rows / known
+    def _expected(self, rows: int, writers: int, usual: float) -> float:
+        """Seconds of a step of so many rows: as known, or by what the rows of the nearest smaller one cost beyond the writers'."""
+        known = max((size for size in self._mixed if writers < size <= rows), default=None)
+        if known is None:
+            return math.inf
+        found = self._mixed[known]
+        return found + max(found - usual, 0.0) * (rows - known) / (known - writers)
 
 
 def _tiles(rows: int) -> int:

@@ -53,11 +53,11 @@ void owngpt_step_append(const int64_t *slots, Worker *worker) {
     }
 }
 
-/* One new token, the `many` query heads of one group from `head` on. scores: many x padded context floats; weights: as many bf16. */
-static inline __attribute__((always_inline)) void attend_one(const Paged *p, const Segment *s, int64_t head, const int many, float *scores, bf16 *weights) {
-    int64_t size = p->size, end = s->before + 1, group = head / (p->heads / p->groups), room = (end + PAGE - 1) / PAGE * PAGE;
+/* Token `at` of a segment, the `many` query heads of one group from `head` on. scores: many x padded context floats; weights: as many bf16. */
+static inline __attribute__((always_inline)) void attend_one(const Paged *p, const Segment *s, int64_t at, int64_t head, const int many, float *scores, bf16 *weights) {
+    int64_t size = p->size, end = s->before + at + 1, group = head / (p->heads / p->groups), room = (end + PAGE - 1) / PAGE * PAGE;
     int64_t low = p->window && end > p->window ? end - p->window : 0, start = low / PAGE * PAGE;
-    const bf16 *query = p->query + s->first * p->query_stride + head * size;
+    const bf16 *query = p->query + (s->first + at) * p->query_stride + head * size;
     __m512 factor = _mm512_set1_ps(p->scale * LOG2E), top[many];
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     UNROLL
@@ -116,7 +116,7 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
         }
         UNROLL
         for (int h = 0; h < many; h++)
-            _mm256_storeu_si256((__m256i *)(p->out + s->first * p->heads * size + (head + h) * size + d),
+            _mm256_storeu_si256((__m256i *)(p->out + (s->first + at) * p->heads * size + (head + h) * size + d),
                                 (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[h], _mm512_set1_ps(inverse[h]))));
     }
 }
@@ -194,20 +194,23 @@ static void attend_many(const Paged *p, const Segment *s, int64_t head, int64_t 
     }
 }
 
-static void attend_heads(const Paged *p, const Segment *s, int64_t head, int64_t many, float *scores, bf16 *weights) {
-    for (; many >= 4; many -= 4, head += 4) attend_one(p, s, head, 4, scores, weights);
-    if (many == 3) attend_one(p, s, head, 3, scores, weights);
-    else if (many == 2) attend_one(p, s, head, 2, scores, weights);
-    else if (many == 1) attend_one(p, s, head, 1, scores, weights);
+static void attend_heads(const Paged *p, const Segment *s, int64_t at, int64_t head, int64_t many, float *scores, bf16 *weights) {
+    for (; many >= 4; many -= 4, head += 4) attend_one(p, s, at, head, 4, scores, weights);
+    if (many == 3) attend_one(p, s, at, head, 3, scores, weights);
+    else if (many == 2) attend_one(p, s, at, head, 2, scores, weights);
+    else if (many == 1) attend_one(p, s, at, head, 1, scores, weights);
 }
 
+/* Tokens of a segment that go one by one: where tiles are made of vectors, 32 at once would be the work of 32. */
+enum { MOST_ONE_BY_ONE = SQUARES_ARE_FASTER ? 16 : 1 };
+
 static int64_t units(const Paged *p, const Segment *s, int64_t together) {
-    return s->count == 1 ? p->heads / together : p->heads * ((s->count + QUERIES - 1) / QUERIES);
+    return s->count <= MOST_ONE_BY_ONE ? p->heads / together * s->count : p->heads * ((s->count + QUERIES - 1) / QUERIES);
 }
 
 /* slots: segments, their number, tables, keys, values, groups, size, query, its stride, out, heads, window, scale, sinks or NULL,
  * scratch bytes a thread and scratch: 32 x (padded context + 32) x 6 bytes each.
- * A share is 32 queries of a head, or a token's heads of one group where there are enough of those. */
+ * A share is 32 queries of a head, or a token's heads of one group where there are few tokens and enough of such shares. */
 void owngpt_step_attend(const int64_t *slots, Worker *worker) {
     Paged p = {POINTER(const Segment, 0), POINTER(const int32_t, 2), POINTER(bf16, 3), POINTER(bf16, 4), slots[10], slots[5], slots[6],
                slots[11], NUMBER(12), POINTER(const float, 13), POINTER(const bf16, 7), slots[8], POINTER(bf16, 9)};
@@ -218,12 +221,12 @@ void owngpt_step_attend(const int64_t *slots, Worker *worker) {
     for (int64_t n = 0; n < slots[1]; n++) total += units(&p, p.segments + n, together);
     for (int64_t n = 0; n < slots[1]; n++) {
         const Segment *s = p.segments + n;
-        int64_t many = s->count == 1 ? together : 1;
+        int64_t one_by_one = s->count <= MOST_ONE_BY_ONE, many = one_by_one ? together : 1;
         for (int64_t head = 0; head < p.heads; head += many)
-            for (int64_t q = 0; q < s->count; q += QUERIES, at++) {
+            for (int64_t q = 0; q < s->count; q += one_by_one ? 1 : QUERIES, at++) {
                 if (at == last && !next_share(worker, total, &first, &last)) return;
                 if (at < first) continue;
-                if (s->count == 1) attend_heads(&p, s, head, many, scores, weights);
+                if (one_by_one) attend_heads(&p, s, q, head, many, scores, weights);
                 else attend_many(&p, s, head, q, scores, weights);
             }
     }
