@@ -58,7 +58,8 @@ static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
 enum { FEW_ROWS = 8 };
 
 /* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
-static inline void ask_ahead(const uint8_t *tile, int64_t block_bytes, int64_t bytes) {
+static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *tile, int64_t block_bytes, const int64_t bytes) {
+    UNROLL /* as a loop the compiler takes it for nothing, and leaves it out */
     for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)tile + block_bytes + line, _MM_HINT_T0);
 }
 
