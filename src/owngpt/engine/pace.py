@@ -40,7 +40,8 @@ class Pace:
         rows = _tiles(writers + TILE // 2)
         if self._writing:
             usual = statistics.median(self._writing)
-            while rows + TILE <= self.largest_piece and self._expected(rows + TILE, writers, usual) <= SLOWDOWN * usual:
+            limit = SLOWDOWN * usual
+            while rows + TILE <= self.largest_piece and self._expected(rows + TILE, writers, usual) <= limit:
                 rows += TILE
         return rows - writers
 
