@@ -177,9 +177,7 @@ def check_attachable(model: GPT, settings: LoraSettings, family: Family, *, int8
     :raises UsageError: as there.
     """
     if int8 and not can_freeze(model.embedding.weight):
-        raise UsageError(
-            "--int8-base needs a model in bfloat16 and a processor with AVX-512, which this is not; leave it out"
-        )
+        raise UsageError("--int8-base needs a model in bfloat16 and a processor with AVX-512, which this is not; leave it out")
     _chosen(_targets(model, family), settings.targets)
 
 
