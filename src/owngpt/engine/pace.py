@@ -54,7 +54,7 @@ class Pace:
             self._mixed[rows] = (1 - WEIGHT) * self._mixed.get(rows, seconds) + WEIGHT * seconds
 
     def _expected(self, rows: int, writers: int, usual: float) -> float:
-        """Seconds of a step of so many rows: as known, or by what the rows of the nearest smaller one cost beyond the writers'."""
+        """Seconds of a step of so many rows: as known, or by what rows beyond the writers' cost in the nearest smaller one."""
         known = max((size for size in self._mixed if writers < size <= rows), default=None)
         if known is None:
             return math.inf
