@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from owngpt.kernels import build
+from owngpt.kernels import build, library
 
 missing = build.hindrance() or (None if build.compiler() else "no C compiler on this machine")
 needs_compiler = pytest.mark.skipif(missing is not None, reason=str(missing))
@@ -38,6 +38,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_compiler
+def test_tile_registers_are_used_only_where_the_operating_system_grants_them():
+    if library.functions() is None:
+        pytest.skip("no kernels could be compiled on this machine")
+    assert (library.matrix_unit() == "amx") == build._grants_tile_registers()
+
+
 def test_installing_compiles_and_removes_those_of_other_versions(installed: Path):
     assert len(list(installed.glob("owngpt-inference-*.so"))) == 1
     assert not (installed / "owngpt-inference-0000000000000000.so").exists()

@@ -97,6 +97,6 @@ def _kernels(status: dict[str, Any]) -> str:
     if not status["compiled"]:
         return f"plain PyTorch, which is slower: {status['reason']}"
     if status["unit"] == "none":
-        return "compiled; training fused, but for attention; attention and inference from PyTorch: they need AVX-512"
-    tiles = "matrix tiles (AMX)" if status["unit"] == "amx" else "matrix tiles made of vectors (AVX-512)"
-    return f"compiled; training fused, attention on {tiles}; inference: packed weights, {tiles}"
+        return "compiled; training fused; attention from PyTorch; inference from PyTorch, since there is no AVX-512"
+    made_of = "" if status["unit"] == "amx" else " made of vectors (AVX-512)"
+    return f"compiled; training fused, attention on matrix tiles{made_of}; inference packed weights on matrix tiles{made_of}"

@@ -81,7 +81,7 @@ def recordable(model: GPT | GPTConfig) -> str | None:
     """Why the packed kernels cannot run this model, or None."""
     config = model if isinstance(model, GPTConfig) else model.config
     if not tape.can_record():
-        return "this machine has no compiled kernels with matrix tiles (AMX or AVX-512)"
+        return "this machine has no compiled kernels with matrix tiles, which need AVX-512"
     if config.experts:
         return "experts are not among the packed kernels"
     if config.head_size % 32 or config.head_size > 512:

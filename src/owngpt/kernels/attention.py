@@ -1,4 +1,4 @@
-"""Causal attention softmax(Q K^T * scale) V (arXiv 1706.03762), on AMX tiles where this machine has them."""
+"""Causal attention softmax(Q K^T * scale) V (arXiv 1706.03762), on matrix tiles where this machine has them."""
 
 from __future__ import annotations
 

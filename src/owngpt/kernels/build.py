@@ -33,6 +33,7 @@ FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
 )
+WITHOUT_TILE_REGISTERS = ("-mno-amx-bf16", "-mno-amx-int8", "-mno-amx-tile")
 COMPILE_SECONDS = 120
 
 
@@ -77,11 +78,25 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
 
 
+@cache
+def _common_flags() -> tuple[str, ...]:
+    """For every library. Where a processor has AMX but the operating system does not grant it, tiles are made of vectors."""
+    if " amx_tile" in _processor() and not _grants_tile_registers():
+        return (*FLAGS, *WITHOUT_TILE_REGISTERS)
+    return FLAGS
+
+
+def _grants_tile_registers() -> bool:
+    """Ask Linux for them as source/permission.c does; old kernels and some containers refuse."""
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
 def fingerprint(name: str) -> str:
     """Of all that a library's machine code depends on, but for the compiler: what one made serves where there is none."""
     library = LIBRARIES[name]
     digest = hashlib.sha256()
-    for part in (*FLAGS, *library.flags, _processor(), platform.machine()):
+    for part in (*_common_flags(), *library.flags, _processor(), platform.machine()):
         digest.update(part.encode())
     for source in sorted(SOURCES.iterdir()):
         if source.suffix == ".h" or source.stem in library.sources:
@@ -133,7 +148,7 @@ def _compilation(name: str, command: str, built: Path) -> subprocess.Popen[str]:
     """Start compiling; all sources as one, which spares reading the same headers again and again."""
     library = LIBRARIES[name]
     process = subprocess.Popen(
-        [command, *FLAGS, *library.flags, "-x", "c", "-", "-o", str(built), "-lm"],
+        [command, *_common_flags(), *library.flags, "-x", "c", "-", "-o", str(built), "-lm"],
         stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdin is not None

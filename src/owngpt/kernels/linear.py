@@ -1,4 +1,4 @@
-"""The linear layer's products: on AMX tiles our own where it is faster than PyTorch's (benchmarks/NOTES.md)."""
+"""The linear layer's products: on matrix tiles our own where it is faster than PyTorch's (benchmarks/NOTES.md)."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from owngpt.kernels import library
 
 
 def available(matrices: Tensor) -> bool:
-    """Whether the compiled iteration can take these: bfloat16 on a CPU with AMX tiles."""
+    """Whether the compiled iteration can take these: bfloat16 on a CPU with matrix tiles."""
     return library.available(matrices) and library.has_tiles()
 
 

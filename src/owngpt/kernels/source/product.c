@@ -1,4 +1,4 @@
-/* Matrix products on AMX tiles: C (m x n) = A (m x k) B (k x n), each factor row-major or transposed, sums in float32.
+/* Matrix products on tiles: C (m x n) = A (m x k) B (k x n), each factor row-major or transposed, sums in float32.
  *
  * Blocked after Goto and van de Geijn (ACM TOMS 34, 2008). Both factors are repacked into whole tiles first: rows at large strides
  * fall into few sets of the first-level cache. All of B (a slice of it, where it is large) is packed by all threads together;
