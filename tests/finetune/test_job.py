@@ -143,7 +143,7 @@ def test_a_base_without_a_template_gets_one_that_is_said_and_kept(rows: Path, tm
 
 
 def test_the_run_ends_when_held_out_examples_are_no_longer_learned(base: Path, rows: Path, tmp_path: Path) -> None:
-    tuned = finetune(base, rows, output=tmp_path / "early", epochs=40, learning_rate=0.5, lora=False, patience=2, **OPTIONS)
+    tuned = finetune(base, rows, output=tmp_path / "early", epochs=80, learning_rate=0.05, lora=False, patience=2, **OPTIONS)
     assert tuned.training["step"] < tuned.plan["course"]["steps"]
     events = [line for line in read_lines(tuned.output / "run" / "metrics.jsonl") if line.get("event") == "stopped_early"]
     assert len(events) == 1
