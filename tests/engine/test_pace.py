@@ -26,7 +26,7 @@ def test_alone_a_prompt_goes_in_the_largest_pieces() -> None:
 def test_a_step_with_a_piece_takes_hardly_longer_than_readers_are_used_to() -> None:
     for writers in (1, 8, 20, 60):
         budget = settled(writers).budget(writers, 1)
-        smallest = -(-(writers + 9) // TILE) * TILE
+        smallest = -(-(writers + TILE // 2) // TILE) * TILE
         assert seconds(writers + budget) <= max(SLOWDOWN * seconds(writers), seconds(smallest))
         assert budget > 0
 

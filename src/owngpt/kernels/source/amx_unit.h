@@ -23,7 +23,7 @@ static inline void tiles_end(void) { _tile_release(); }
 typedef struct {
 } Unit;
 
-enum { SQUARES_ARE_FASTER = 0 /* than two pairs, even if other programs run */ };
+enum { MADE_OF_VECTORS = 0 };
 
 /* A pair: two tiles of A, one of B. It uses four registers: C tiles 0-1, an A tile in 2, the B tile in 3. Where another program runs
  * on the core's other thread, the pool that registers are renamed from is small: all eight in use then halve the speed, four do not. */

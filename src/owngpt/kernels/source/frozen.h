@@ -27,9 +27,10 @@ static inline void square_times_panel(const bf16 *left, const bf16 *right, int64
     square_end(&unit, c);
 }
 
-/* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. The next panel, which comes from far away, is asked for meanwhile: `lines` of it a step. */
+/* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. The next
+ * panel, which comes from far away, is asked for meanwhile: `lines` of it a step. */
 static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, int halves, const char *next, int lines) {
-    if (SQUARES_ARE_FASTER && halves == 2) {
+    if (MADE_OF_VECTORS && halves == 2) { /* faster than two pairs there, whatever else runs */
         square_times_panel(left, right, steps, extra, sums, more, next, lines);
         return;
     }

@@ -198,7 +198,7 @@ static void few_products(const Linear *l, const Whole *x, Block *block, int64_t 
         if (!plain) unpack_tiles(block, k, k + count, widened);
         if (count == 4) add_products(x, k, l->rows, tiles, 4, coming, plain ? 4 : 3, sums);
         else
-            for (int j = 0; j < count; j++) add_products(x, k + j, l->rows, tiles + TILE * j, 1, coming + 1024 * j, 1, sums);
+            for (int j = 0; j < count; j++) add_products(x, k + j, l->rows, tiles + TILE * j, 1, coming + j * bytes, 1, sums);
     }
     for (int64_t m = 0; m < l->rows; m++) put(l, m, 16 * index, sums16(sums[m]), outputs_here(l, 16 * index));
 }
@@ -419,7 +419,7 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
     for (int64_t from = 0; from < l->depth; from += strip) {
         int64_t to = from + strip < l->depth ? from + strip : l->depth;
         for (int64_t g = 0, end; g < groups; g = end) {
-            end = SQUARES_ARE_FASTER && g + 1 < groups ? g + 2 : g + 1;
+            end = MADE_OF_VECTORS && g + 1 < groups ? g + 2 : g + 1;
             for (int64_t at = g; at < end && to == l->depth && !sink.packed; at++) ask_for_output(l, at * 16, sink.output);
             if (end == g + 2) multiply_square(l, pair, from, to, g);
             else multiply_strip(l, pair, from, to, g, groups);

@@ -202,7 +202,7 @@ static void attend_heads(const Paged *p, const Segment *s, int64_t at, int64_t h
 }
 
 /* Tokens of a segment that go one by one: where tiles are made of vectors, 32 at once would be the work of 32. */
-enum { MOST_ONE_BY_ONE = SQUARES_ARE_FASTER ? 16 : 1 };
+enum { MOST_ONE_BY_ONE = MADE_OF_VECTORS ? 16 : 1 };
 
 static int64_t units(const Paged *p, const Segment *s, int64_t together) {
     return s->count <= MOST_ONE_BY_ONE ? p->heads / together * s->count : p->heads * ((s->count + QUERIES - 1) / QUERIES);

@@ -10,7 +10,7 @@ typedef struct {
     int64_t stride; /* bytes */
 } Unit;
 
-enum { NEAR_STEPS = 6 /* whose tiles stay in the first-level cache */, SQUARES_ARE_FASTER = 1 };
+enum { NEAR_STEPS = 6 /* whose tiles stay in the first-level cache */, MADE_OF_VECTORS = 1 };
 
 /* One tile of A by one of B, added to C. */
 static inline __attribute__((always_inline)) void tile_multiply(float *c, int64_t stride, const bf16 *a, const Rows *rows, const bf16 *b, const Columns *columns, int64_t first, int64_t last) {
