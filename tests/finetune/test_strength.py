@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from tests.finetune.tiny_tuning import answers_store, make_model
 from owngpt.errors import UsageError
 from owngpt.families import family_named
 from owngpt.finetune.adapter.lora import LoraSettings, attach
+from owngpt.finetune.report.forgetting import general_losses
+from owngpt.finetune.report.losses import SequenceLoss, window_nats, window_of
+from owngpt.finetune.report.measure import Measurement
 from owngpt.finetune.start import finetune
 from owngpt.finetune.strength import PART, WEAKEST, Losses, choose, chosen
 from owngpt.formats.folder import load_model
@@ -80,6 +84,30 @@ def test_choosing_leaves_the_adapter_and_weakening_goes_from_all_to_nothing(tmp_
     assert torch.allclose(model.logits(IDS), learned, atol=1e-5)
     lora.weaken(0.0)
     assert torch.allclose(model.logits(IDS), base, atol=1e-4)
+
+
+def test_what_was_measured_of_the_base_before_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tokenizer = train_tokenizer([], kind="byte")
+    model, store = make_model(vocab_size=tokenizer.vocab_size), answers_store(tmp_path / "held out")
+    windows = [window_of(store.example(index)) for index in range(len(store))]
+    nats = dict(window_nats(model, windows, None))
+    losses = [SequenceLoss(place, nats[place], sum(target >= 0 for target in windows[place].targets)) for place in nats]
+    general = tuple(general_losses(model, tokenizer, None))
+    before = Measurement("chat", len(store), tuple(losses), general, (), (), answer_limit=0, seconds=0.0)
+    lora = attach(model, LoraSettings(rank=4), family_named("llama"), seed=0)
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    anew = choose(lora, store, tokenizer, ("English",))
+
+    def switched_off():
+        raise AssertionError("the base was measured again")
+
+    monkeypatch.setattr(lora, "off", switched_off)
+    assert choose(lora, store, tokenizer, ("English",), before=before) == anew
+    for part in (replace(before, losses=before.losses[1:]), replace(before, general=general[4:])):
+        with pytest.raises(AssertionError, match="measured again"):
+            choose(lora, store, tokenizer, ("English",), before=part)
 
 
 @pytest.fixture(scope="module")

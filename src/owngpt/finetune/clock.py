@@ -8,7 +8,7 @@ from owngpt.errors import UsageError
 from owngpt.finetune.plan import Recipe
 from owngpt.finetune.planner import Facts
 
-MEASURE_SHARE = 0.08
+MEASURE_SHARE = 0.06
 """Of the budget for each of the two measurements, at most."""
 LATE_SHARE = 0.1
 """Of what is left, when the first measurement begins."""
@@ -16,13 +16,13 @@ MOST_LATER = 2.0
 """Times the share of a measurement."""
 PROBE_SHARE = 0.02
 """Of the budget, for finding out how fast this machine learns."""
-REPLAY_SHARE = 0.05
+REPLAY_SHARE = 0.03
 """Of the budget, for writing text to be reminded by."""
-CHOOSE_SHARE = 0.07
+CHOOSE_SHARE = 0.05
 """Of the budget, for choosing how much of what was learned to keep."""
 SAVE_SECONDS = 6.0
 """For the adapter or model, the report and its pictures."""
-LATER = 1.7
+LATER = 1.5
 """Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer, or be written twice."""
 MOST_TIMES = 3.0
 """Times what was kept for the last measurement, where a run ends early enough."""

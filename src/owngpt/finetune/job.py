@@ -36,7 +36,7 @@ from owngpt.finetune.planner import (
     shape_of,
 )
 from owngpt.finetune.rehearsal.replay import replay_store
-from owngpt.finetune.report.forgetting import GeneralLanguage, known_languages
+from owngpt.finetune.report.forgetting import known_languages
 from owngpt.finetune.report.measure import Measurement, measure
 from owngpt.finetune.report.penalty import PENALTIES
 from owngpt.finetune.report.write import Report, write_report
@@ -253,7 +253,7 @@ class Job:
         self, plan: FinetunePlan, trainee: Trainee, material: Material, before: Measurement, training: dict[str, Any]
     ) -> FinetunedModel:
         say = self.display.say
-        strength = self._strengthened(plan, trainee, material, known_languages(before.general))
+        strength = self._strengthened(plan, trainee, material, before)
         training = {**training, **({} if strength is None else {"strength": strength.chosen})}
         with timed("saving", say):
             save(
@@ -274,16 +274,14 @@ class Job:
             save_card(self.folder, text)
         return self._result(plan, material.facts, training, report)
 
-    def _strengthened(
-        self, plan: FinetunePlan, trainee: Trainee, material: Material, languages: Sequence[GeneralLanguage]
-    ) -> Strength | None:
+    def _strengthened(self, plan: FinetunePlan, trainee: Trainee, material: Material, before: Measurement) -> Strength | None:
         """Weaken the adapter as was asked for, or as suits held-out examples and general text best; None where it has no say."""
         lora, asked, say, held_out = trainee.lora, self.settings.strength, self.display.say, material.held_out
         if lora is not None and asked is not None:
             strength = Strength(asked, f"{asked:.0%} of what was learned, as given")
         elif lora is not None and isinstance(held_out, ExampleStore) and self._chooses(plan.recipe):
             with timed("choosing how much of it to keep", say):
-                strength = choose(lora, held_out, material.tokenizer, languages)
+                strength = choose(lora, held_out, material.tokenizer, known_languages(before.general), before=before)
         else:
             return None
         lora.weaken(strength.chosen)

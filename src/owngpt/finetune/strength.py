@@ -1,8 +1,8 @@
 """How much of what was learned an adapter keeps: a little less forgets far less, and answers as well.
 
 On the way from the base to the end of a run, the loss of held-out examples is flat near the end, while general text is lost with
-the square of the distance; the best model lies before the end (WiSE-FT, arXiv 2109.01903). So nothing,
-a part and all of it are measured, and the best share is read off the parabolas through them.
+the square of the distance; the best model lies before the end (WiSE-FT, arXiv 2109.01903). So nothing (which mostly was measured
+before), a part and all of it are measured, and the best share is read off the parabolas through them.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from owngpt.evaluate.windows import IGNORED
 from owngpt.finetune.adapter.lora import Lora
-from owngpt.finetune.report.forgetting import GeneralLanguage, perplexity, some_general
+from owngpt.finetune.report.forgetting import GeneralLanguage, perplexity, some_general, some_of
 from owngpt.finetune.report.losses import window_nats, window_of
+from owngpt.finetune.report.measure import Measurement
 from owngpt.finetune.sequences.store import ExampleStore
 from owngpt.text.tokenizer import Tokenizer
 
@@ -67,12 +68,17 @@ class Strength:
 AS_LEARNED = Strength(1.0, "all of what was learned")
 
 
-def choose(lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, languages: Sequence[GeneralLanguage]) -> Strength:
+def choose(
+    lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, languages: Sequence[GeneralLanguage], *,
+    before: Measurement | None = None,
+) -> Strength:  # fmt: skip
     """The strength that suits held-out examples and general text best; the adapter stays as it is.
 
     :param languages: that the base knows. Without held-out examples there is nothing to choose by.
+    :param before: what was measured of the base; what it has of the same texts is not measured again.
     """
-    windows = [window_of(held_out.example(index)) for index in _some(held_out)]
+    places = _some(held_out)
+    windows = [window_of(held_out.example(index)) for index in places]
     if not windows:
         return AS_LEARNED
     learned, was_training = lora.state(), lora.model.training
@@ -84,8 +90,10 @@ def choose(lora: Lora, held_out: ExampleStore, tokenizer: Tokenizer, languages: 
 
     lora.model.eval()
     try:
-        with lora.off():
-            base = losses()
+        base = None if before is None else _known(before, places, languages)
+        if base is None:
+            with lora.off():
+                base = losses()
         full = losses()
         lora.weaken(PART)
         return chosen(base, losses(), full)
@@ -114,6 +122,16 @@ def chosen(base: Losses, part: Losses, full: Losses) -> Strength:
         f"{best:.0%} of what was learned: general text about {math.expm1(forgotten(best)):+.1%} in perplexity instead of "
         f"{math.expm1(forgotten(1.0)):+.1%}, held-out loss {base.held_out + changed(best):.3f} instead of {full.held_out:.3f}",
     )
+
+
+def _known(before: Measurement, places: Sequence[int], languages: Sequence[GeneralLanguage]) -> Losses | None:
+    """The same texts' losses, as they were measured; None where the time was too short for all of them."""
+    general = some_of(before.general, languages)
+    by_place = {loss.index: loss for loss in before.losses}
+    if general is None or not by_place.keys() >= set(places):
+        return None
+    found = [by_place[place] for place in places]
+    return Losses(sum(loss.nats for loss in found) / max(1, sum(loss.targets for loss in found)), perplexity(general))
 
 
 def _forgotten(now: Losses, base: Losses) -> float:

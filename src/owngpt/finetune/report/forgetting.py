@@ -62,7 +62,18 @@ def general_losses(network: GPT, tokenizer: Tokenizer, deadline: float | None) -
 
 def some_general(network: GPT, tokenizer: Tokenizer, languages: Sequence[GeneralLanguage]) -> list[GeneralLoss]:
     """The loss on every other text of these languages, for choosing before all of them are measured."""
-    return _losses(network, tokenizer, [text for text in _in_turn() if text[0] in languages and text[1] % 2], None)
+    return _losses(network, tokenizer, _every_other(languages), None)
+
+
+def some_of(losses: Sequence[GeneralLoss], languages: Sequence[GeneralLanguage]) -> list[GeneralLoss] | None:
+    """Of what was measured, what :func:`some_general` measures; None where some of it was not."""
+    found = {(loss.language, loss.index): loss for loss in losses}
+    places = [(language, index) for language, index, _ in _every_other(languages)]
+    return [found[place] for place in places] if found.keys() >= set(places) else None
+
+
+def _every_other(languages: Sequence[GeneralLanguage]) -> list[tuple[GeneralLanguage, int, str]]:
+    return [text for text in _in_turn() if text[0] in languages and text[1] % 2]
 
 
 def known_languages(losses: Sequence[GeneralLoss]) -> tuple[GeneralLanguage, ...]:
