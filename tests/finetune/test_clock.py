@@ -45,7 +45,9 @@ def test_too_little_time_names_enough():
 
 
 def test_the_base_is_asked_before_where_that_is_cheap_and_an_adapter_is_switched_off_where_not():
-    adapter, whole = (make_recipe(FinetuneConfig(lora=lora), TINY, "dpo", dtype="float32") for lora in (True, False))
+    adapter, whole = (
+        make_recipe(FinetuneConfig(lora=lora), TINY, "dpo", dtype="float32", row_length=1.0) for lora in (True, False)
+    )
     assert reference_seconds(adapter, PAIRS, speed=1000.0, learning=600.0) == pytest.approx(40.0)
     assert reference_seconds(adapter, PAIRS, speed=10.0, learning=600.0) == 0.0
     with pytest.raises(UsageError, match="66.7 minutes to find out for 1,000 pairs.*use --lora or --method orpo"):

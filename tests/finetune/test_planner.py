@@ -7,9 +7,11 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from owngpt.config.finetuning import FinetuneConfig, Method
 from owngpt.errors import UsageError
+from owngpt.finetune.adapter.low_rank import typical_row_length
 from owngpt.finetune.plan import FinetunePlan, Shape
 from owngpt.finetune.planner import (
     PATIENCE,
@@ -36,7 +38,7 @@ FAQ = Facts(examples=200, tokens=12_000, longest=120, held_out=20)
 def planned(
     settings: FinetuneConfig, facts: Facts = FAQ, *, method: Method = "sft", seconds: float | None = None, speed: float = math.nan
 ) -> FinetunePlan:
-    recipe = make_recipe(settings, SMALL, method, dtype="bfloat16")
+    recipe = make_recipe(settings, SMALL, method, dtype="bfloat16", row_length=4.6)
 
     def steps_per_epoch(shape: Shape) -> float:
         rows = facts.tokens / shape.context_length if method == "sft" and shape.pack else facts.examples
@@ -48,23 +50,28 @@ def planned(
     )  # fmt: skip
 
 
-def test_an_adapter_learns_several_times_as_fast_and_a_larger_model_slower():
-    settings = FinetuneConfig()
-    rates = {
-        (name, is_lora): optimizer_settings(settings, model, "sft", is_lora=is_lora).matrix_rate
-        for name, model in {"small": SMALL, "large": LARGE}.items()
-        for is_lora in (True, False)
-    }
-    assert rates["small", True] == pytest.approx(30 * rates["small", False])
-    assert 1e-3 < rates["small", True] < 2e-3
-    assert 1e-4 < rates["large", True] < 0.5 * rates["small", True]
-    assert optimizer_settings(settings, SMALL, "dpo", is_lora=True).matrix_rate < 0.2 * rates["small", True]
+def rate(model: GPTConfig, row_length: float | None, method: Method = "sft", **options: float) -> float:
+    return optimizer_settings(FinetuneConfig(**options), model, method, row_length).matrix_rate
+
+
+def test_a_larger_model_learns_slower_and_an_adapter_as_fast_as_the_weights_that_it_changes_are_large():
+    assert rate(SMALL, None) == pytest.approx(5e-5, rel=0.05)
+    assert rate(LARGE, None) < 0.5 * rate(SMALL, None)
+    assert rate(SMALL, 4.6) == rate(LARGE, 4.6) == pytest.approx(2.5e-3, rel=0.02)
+    assert rate(SMALL, 0.92) == pytest.approx(rate(SMALL, 4.6) / 5)
+    assert rate(SMALL, 1e-9) > 1e-4 and rate(SMALL, 1e9) < 5e-3, "weights unlike any that were tried"
+    assert rate(SMALL, 4.6, "dpo") < 0.05 * rate(SMALL, 4.6) and rate(SMALL, 4.6, "classify") < 0.2 * rate(SMALL, 4.6)
+    assert rate(SMALL, 0.92, "dpo") == pytest.approx(rate(SMALL, 4.6, "dpo") / 5)
+
+
+def test_the_typical_row_is_neither_one_of_zeros_nor_one_of_outliers():
+    rows = torch.ones(6, 4)
+    rows[0], rows[1] = 0.0, 1e6
+    assert typical_row_length([rows[:3], rows[3:]]) == 2.0
 
 
 def test_an_adapter_with_a_larger_scale_learns_as_fast_by_a_smaller_rate():
-    usual, strong, weak = (
-        optimizer_settings(FinetuneConfig(alpha=alpha), SMALL, "sft", is_lora=True).matrix_rate for alpha in (32.0, 64.0, 16.0)
-    )
+    usual, strong, weak = (rate(SMALL, 4.6, alpha=alpha) for alpha in (32.0, 64.0, 16.0))
     assert strong == pytest.approx(usual / 2) and weak == usual
 
 

@@ -17,6 +17,7 @@ from owngpt.data.files import MANIFEST
 from owngpt.engine.quality import file_key
 from owngpt.finetune import material as materials
 from owngpt.finetune.adapter.lora import check_attachable
+from owngpt.finetune.adapter.low_rank import typical_row_length
 from owngpt.finetune.card import card
 from owngpt.finetune.clock import Clock, reference_seconds
 from owngpt.finetune.feed import Feed, References
@@ -49,6 +50,7 @@ from owngpt.formats.base import BaseModel
 from owngpt.formats.folder import load_family
 from owngpt.kernels.machine import describe_machine
 from owngpt.model.gpt import GPT
+from owngpt.model.linear import Linear
 from owngpt.text.tokenizer import Tokenizer
 from owngpt.train.display import Display, make_display, timed
 from owngpt.train.lock import RunLock
@@ -155,7 +157,10 @@ class Job:
         feed, config = Feed(material, self.settings.seed), self.base.config
         stats = material.train.stats
         facts = Facts(feed.examples, stats.tokens, stats.longest, len(material.examples))
-        recipe = make_recipe(self.settings, config, material.method, dtype=self._dtype(), labels=material.classes)
+        row_length = typical_row_length(layer.weight for layer in network.blocks.modules() if isinstance(layer, Linear))
+        recipe = make_recipe(
+            self.settings, config, material.method, dtype=self._dtype(), row_length=row_length, labels=material.classes
+        )
         trainee = Trainee.of(network, self.base, recipe)
         speed, seconds = math.nan, None
         if self.clock.budget is not None:

@@ -1,8 +1,8 @@
 """From a model, examples and a time to a run: learning rate, batch, how many steps, and when to stop.
 
 The rules are those of the literature, scaled to small models: an adapter learns with several times the rate of the model
-itself (arXiv 2106.09685, 2402.09353), larger models with smaller rates, preferences with a tenth of what answers take
-(arXiv 2305.18290), and a set of examples is worth only a few passes.
+itself (arXiv 2106.09685, 2402.09353), and the faster the larger its weights are; larger models learn with smaller rates, and
+preferences with a fraction of what answers take (arXiv 2305.18290); a set of examples is worth only a few passes.
 """
 
 from __future__ import annotations
@@ -44,14 +44,22 @@ VALIDATION_SHARE = 0.1
 PATIENCE = 4
 FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
-LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
-"""Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps)."""
-USUAL_SCALE = 2.0
-"""What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 REFERENCE_PARAMETERS = 135e6
 RATE_LIMITS = (1e-5, 1e-3)
 """Of a whole model."""
+ADAPTER_RATE = 5.5e-4
+"""Of an adapter that learns answers, for each unit of length of the rows that it changes (benchmarks/NOTES.md): Adam's steps
+have one size whatever the model, so how fast an adapter changes what a layer says goes with how large that is."""
+ROW_LENGTHS = (0.25, 8.0)
+"""For which that is known."""
+USUAL_SCALE = 2.0
+"""What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 METHOD_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.1, "ipo": 0.1, "orpo": 0.4, "classify": 1.0}
+"""Times the rate of a whole model that learns answers."""
+ADAPTER_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.014, "ipo": 0.014, "orpo": 0.055, "classify": 0.14}
+"""Times the rate of an adapter that learns answers."""
+HEAD_FACTOR = 7.0
+"""Times the rate of a whole model: of its new head over classes."""
 PREFERENCES_A_STEP, TEXTS_A_STEP = 16, 32
 UNITS: dict[Method, str] = {"sft": "rows", "classify": "texts"}
 LEARNING_RATE_LIMIT = 3e11
@@ -107,24 +115,27 @@ def lora_settings(settings: FinetuneConfig) -> LoraSettings | None:
     )  # fmt: skip
 
 
-def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Method, *, is_lora: bool) -> OptimizerSettings:
-    """AdamW with the rate that fits the size of the model."""
-    rate = settings.learning_rate
-    if rate is None:
-        low, high = RATE_LIMITS
-        whole = min(high, max(low, FULL_RATE * math.sqrt(REFERENCE_PARAMETERS / model.parameter_count())))
-        rate = whole * (_adapter_factor(settings, method) if is_lora else 1.0) * METHOD_FACTORS[method]
+def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Method, row_length: float | None) -> OptimizerSettings:
+    """AdamW with the rate that fits the size of the model, or of what an adapter changes.
+
+    :param row_length: typical of the matrices that an adapter changes; None where the model itself is trained.
+    """
+    given, is_lora = settings.learning_rate, row_length is not None
+    rate = given or (_whole_rate(model, method) if row_length is None else _adapter_rate(settings, method, row_length))
     decay = settings.weight_decay or 0.0
-    head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
+    head = rate * HEAD_FACTOR if method == "classify" and not (given or is_lora) else rate
     return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8)
 
 
-def _adapter_factor(settings: FinetuneConfig, method: Method) -> float:
-    """Times the rate of a whole model."""
-    lora = lora_settings(settings)
+def _whole_rate(model: GPTConfig, method: Method) -> float:
+    low, high = RATE_LIMITS
+    return METHOD_FACTORS[method] * min(high, max(low, FULL_RATE * math.sqrt(REFERENCE_PARAMETERS / model.parameter_count())))
+
+
+def _adapter_rate(settings: FinetuneConfig, method: Method, row_length: float) -> float:
+    lora, (low, high) = lora_settings(settings), ROW_LENGTHS
     assert lora is not None
-    factor = ANSWERS_FACTOR if method == "sft" else LORA_FACTOR
-    return factor * min(1.0, USUAL_SCALE / lora.scale)
+    return ADAPTER_RATE * min(high, max(low, row_length)) * ADAPTER_FACTORS[method] * min(1.0, USUAL_SCALE / lora.scale)
 
 
 def replay_share(settings: FinetuneConfig, method: Method) -> float:
@@ -194,12 +205,16 @@ def most_examples(model: GPTConfig, seconds: float | None) -> int | None:
 
 
 def make_recipe(
-    settings: FinetuneConfig, model: GPTConfig, method: Method, *, dtype: str, labels: tuple[str, ...] = ()
+    settings: FinetuneConfig, model: GPTConfig, method: Method, *, dtype: str, row_length: float, labels: tuple[str, ...] = ()
 ) -> Recipe:
-    """What is trained and with which rate; this does not depend on the time."""
+    """What is trained and with which rate; this does not depend on the time.
+
+    :param row_length: typical of the model's matrices.
+    """
     lora = lora_settings(settings)
+    optimizer = optimizer_settings(settings, model, method, row_length if lora else None)
     return Recipe(
-        method=method, lora=lora, optimizer=optimizer_settings(settings, model, method, is_lora=lora is not None), dtype=dtype,
+        method=method, lora=lora, optimizer=optimizer, dtype=dtype,
         seed=settings.seed, labels=labels, beta=settings.beta or 0.1, label_smoothing=settings.label_smoothing,
         checkpointing=settings.checkpointing, int8_base=settings.int8_base,
     )  # fmt: skip
@@ -290,4 +305,6 @@ def _what_a_step_is(recipe: Recipe, shape: Shape) -> str:
 def _why_rate(settings: FinetuneConfig, recipe: Recipe, model: GPTConfig) -> str:
     if settings.learning_rate:
         return "as given"
-    return f"for {'an adapter of ' if recipe.lora else ''}a model of {model.parameter_count() / 1e6:.1f}M parameters"
+    if recipe.lora:
+        return "for an adapter, by the size of the weights that it changes"
+    return f"for a model of {model.parameter_count() / 1e6:.1f}M parameters"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -165,3 +167,8 @@ class LowRankLinear(nn.Module):
 def row_lengths(weight: Tensor) -> Tensor:
     """Euclidean length of each row, (out,) float32."""
     return torch.linalg.vector_norm(weight.detach().float(), dim=1)
+
+
+def typical_row_length(matrices: Iterable[Tensor]) -> float:
+    """The median length of their rows: how much larger an output is than an input, whatever a model's width. (out, in) each."""
+    return float(torch.cat([row_lengths(matrix) for matrix in matrices]).median())
