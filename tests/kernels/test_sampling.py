@@ -76,7 +76,7 @@ def random_logits(size: int, spread: float = 2.0) -> Tensor:
 def test_evenly_spaced_points_give_each_token_its_share(choose, settings: dict[str, float]) -> None:
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, -1.0, 3.0, float("-inf"), 0.9, -4.0])
     expected = exact(logits.tolist(), **settings)
-    counts = Counter(choose([logits] * POINTS, numbers((np.arange(POINTS) + 0.5) / POINTS, **settings)))
+    counts = Counter(choose(logits.expand(POINTS, -1), numbers((np.arange(POINTS) + 0.5) / POINTS, **settings)))
     assert set(counts) <= set(expected)
     for token_id, share in expected.items():
         assert abs(counts[token_id] - share * POINTS) <= 1.5
@@ -90,7 +90,7 @@ def test_large_vocabularies_leave_exactly_the_same_tokens(choose, settings: dict
     ranked = sorted(expected)
     ends = np.cumsum([expected[i] for i in ranked])
     points = np.linspace(0.001, 0.999, 60)
-    found = choose([logits] * len(points), numbers(points, **settings))
+    found = choose(logits.expand(len(points), -1), numbers(points, **settings))
     agreed = 0
     for point, token_id in zip(points, found, strict=True):
         place = min(int(np.searchsorted(ends, point, side="right")), len(ranked) - 1)
@@ -103,14 +103,14 @@ def test_large_vocabularies_leave_exactly_the_same_tokens(choose, settings: dict
 def test_the_likeliest_is_the_first_among_equals(choose) -> None:
     logits = random_logits(1_000)
     logits[[700, 300, 999]] = 50.0
-    assert choose([logits], numbers(np.zeros(1))) == [300]
+    assert choose(logits[None], numbers(np.zeros(1))) == [300]
 
 
 def test_among_equals_lower_ids_stay(choose) -> None:
     flat = torch.zeros(2_000)
     points = (np.arange(500) + 0.5) / 500
-    assert set(choose([flat] * 500, numbers(points, temperature=1.0, top_k=50))) == set(range(50))
-    assert set(choose([flat] * 500, numbers(points, temperature=1.0, top_p=0.05))) == set(range(100))
+    assert set(choose(flat.expand(500, -1), numbers(points, temperature=1.0, top_k=50))) == set(range(50))
+    assert set(choose(flat.expand(500, -1), numbers(points, temperature=1.0, top_p=0.05))) == set(range(100))
 
 
 @pytest.mark.parametrize(
@@ -119,14 +119,14 @@ def test_among_equals_lower_ids_stay(choose) -> None:
 def test_the_tightest_setting_still_leaves_the_likeliest(choose, settings: dict[str, float]) -> None:
     logits = random_logits(500)
     points = np.array([0.0, 0.5, 1 - 2**-53])
-    assert set(choose([logits] * 3, numbers(points, **{"temperature": 1.0, **settings}))) == {int(logits.argmax())}
+    assert set(choose(logits.expand(3, -1), numbers(points, **{"temperature": 1.0, **settings}))) == {int(logits.argmax())}
 
 
 def test_what_is_forbidden_is_never_chosen_not_even_by_the_last_point(choose) -> None:
     logits = random_logits(600)
     logits[:20] = logits[-300:] = float("-inf")
     for settings in SETTINGS:
-        for token_id in choose([logits] * 2, numbers(np.array([0.0, 1 - 2**-53]), **settings)):
+        for token_id in choose(logits.expand(2, -1), numbers(np.array([0.0, 1 - 2**-53]), **settings)):
             assert math.isfinite(logits[token_id])
 
 
@@ -135,7 +135,7 @@ def test_rows_without_a_number_are_named(choose) -> None:
     broken[299], infinite[3] = float("nan"), float("inf")
     rows = [random_logits(300), broken, infinite, nothing, random_logits(300)]
     for settings in ({"temperature": 0.0}, {"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.5}):
-        found = choose(rows, numbers(np.full(5, 0.3), **settings))
+        found = choose(torch.stack(rows), numbers(np.full(5, 0.3), **settings))
         assert found[1:4] == [sampling.NO_NUMBER] * 3
         assert found[0] == found[4] >= 0
 
@@ -143,5 +143,13 @@ def test_rows_without_a_number_are_named(choose) -> None:
 def test_a_row_is_chosen_the_same_alone_and_in_a_batch(choose) -> None:
     rows = [random_logits(997, spread) for spread in (0.1, 1.0, 3.0, 9.0)] * 8
     settings = np.concatenate([numbers(np.array([0.1 + i / 16]), **SETTINGS[i]) for i in range(8)] * 4)
-    together = choose(rows, settings)
-    assert together == [choose([row], settings[i : i + 1])[0] for i, row in enumerate(rows)]
+    together = choose(torch.stack(rows), settings)
+    assert together == [choose(row[None], settings[i : i + 1])[0] for i, row in enumerate(rows)]
+
+
+def test_a_row_that_takes_anothers_place_is_chosen_from(choose) -> None:
+    logits, other = torch.stack([random_logits(300), random_logits(300)]), torch.zeros(300)
+    other[77] = 100.0
+    first = int(logits[0].argmax())
+    assert choose(logits, numbers(np.zeros(2)), {1: other}) == [first, 77]
+    assert choose(logits, numbers(np.zeros(2))) == [first, first]

@@ -18,6 +18,7 @@ SPARE_BLOCK = 0
 ROWS = (1, 2, 3, 4, 8)
 """Numbers of rows that are rounded up to; beyond, multiples of 16."""
 TILE = 16
+_ROUNDED = (0, *(next(size for size in ROWS if size >= rows) for rows in range(1, ROWS[-1] + 1)))
 
 
 class Part(NamedTuple):
@@ -61,7 +62,8 @@ def arrange(parts: Sequence[Part]) -> Layout:
     segments: list[Segment] = []
     groups: list[tuple[str | None, int]] = []
     ends: dict[int, int] = {}
-    for adapter in sorted({part.adapter for part in parts}, key=lambda name: name or ""):
+    adapters = {part.adapter for part in parts}
+    for adapter in sorted(adapters, key=lambda name: name or "") if len(adapters) > 1 else adapters:
         start = len(token_ids)
         for index, part in enumerate(parts):
             if part.adapter == adapter:
@@ -78,15 +80,13 @@ def arrange(parts: Sequence[Part]) -> Layout:
         rows = len(token_ids)
     if not decoding:  # empty ones cost nothing, and one tape serves them all; with fewer than tokens it is none of single tokens
         segments += [Segment(0, 0, ())] * (min(rounded(len(segments)), len(token_ids) - 1) - len(segments))
-    spans = spans_of([adapter for adapter, _ in groups], [count for _, count in groups])
-    return Layout(Shape(len(token_ids), len(segments), rows, tuple(spans)), token_ids, segments, wanted)
+    spans = tuple(spans_of([adapter for adapter, _ in groups], [count for _, count in groups])) if adapters != {None} else ()
+    return Layout(Shape(len(token_ids), len(segments), rows, spans), token_ids, segments, wanted)
 
 
 def rounded(rows: int) -> int:
     """The number of rows that a call takes for these."""
-    if not rows:
-        return 0
-    return next((size for size in ROWS if size >= rows), -(-rows // TILE) * TILE)
+    return _ROUNDED[rows] if rows < len(_ROUNDED) else -(-rows // TILE) * TILE
 
 
 def _filling(missing: int, decoding: bool) -> list[Segment]:

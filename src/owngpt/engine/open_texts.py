@@ -71,12 +71,17 @@ class OpenTexts:
         first_rows = outcome.first_rows  # before what was computed counts as such, and what failed lets go
         for task, error in outcome.errors.items():
             self._fail(task, error)
-        guessed = {work.task: work.guessed for work in outcome.done}
-        for work in [work for work in outcome.done if work.task in self._samplers]:
-            self._scheduler.advance(work)
-        rows = {task: row for task, row in first_rows.items() if task in self._samplers}
-        written = self._write(outcome.logits, {task: (row, guessed[task]) for task, row in rows.items() if task.branches is None})
-        for task, row in rows.items():
+        drawn: dict[Task, tuple[int, tuple[int, ...]]] = {}
+        searching: dict[Task, int] = {}
+        for work, row in zip(outcome.done, first_rows, strict=True):
+            if work.task in self._samplers:
+                self._scheduler.advance(work)
+                if row is not None and work.task.branches is None:
+                    drawn[work.task] = row, work.guessed
+                elif row is not None:
+                    searching[work.task] = row
+        written = self._write(outcome.logits, drawn)
+        for task, row in searching.items():
             if task.branches is not None and task in self._samplers:
                 self._start(task)
                 if task.branches.receive(task, outcome.logits[row]):
@@ -93,7 +98,7 @@ class OpenTexts:
         written: dict[Task, int] = dict.fromkeys(places, 0)
         while places:
             rows = [row for row, _ in places.values()]
-            choices = self._choose(logits if rows == list(range(len(logits))) else logits[rows], list(places))
+            choices = self._choose(logits if rows == list(range(logits.shape[0])) else logits[rows], list(places))
             following = {}
             for task, choice in choices.items():
                 if task not in self._samplers:  # a sibling failed just before

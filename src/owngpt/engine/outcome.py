@@ -26,21 +26,21 @@ class Outcome:
     errors: dict[Task, OwnGPTError]
 
     @property
-    def first_rows(self) -> dict[Task, int]:
-        """Of the texts whose next token can be chosen: where their logits begin."""
-        found, row = {}, 0
+    def first_rows(self) -> list[int | None]:
+        """Where each work's logits begin; None where the text's next token cannot be chosen yet."""
+        found: list[int | None] = []
+        row = 0
         for work in self.done:
-            if rows := work.rows:
-                found[work.task] = row
-                row += rows
+            rows = work.rows
+            found.append(row if rows else None)
+            row += rows
         return found
 
 
 def run(runner: Runner, plan: Sequence[Work]) -> Outcome:
     """Compute a step. Where it fails as a whole, each text's share alone: one of them spoils it, the others go on."""
     try:
-        with torch.inference_mode():
-            return Outcome(plan, runner.run([_part(work) for work in plan]), {})
+        return Outcome(plan, runner.run([_part(work) for work in plan]), {})
     except Exception as error:  # whatever it is, it must not end the engine's thread
         if len(plan) == 1:
             known = error if isinstance(error, OwnGPTError) else EngineError(f"the model could not run: {error}")

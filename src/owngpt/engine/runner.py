@@ -6,6 +6,7 @@ recorded before; see :mod:`owngpt.engine.layout`.
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Protocol
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from owngpt.engine.adapters import packed_bank
 from owngpt.engine.layout import Layout, Part, Shape, arrange
-from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory
+from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory, numbers_of
 from owngpt.formats.peft import Adapter
 from owngpt.kernels.tape import BufferPool, Tape, can_record
 from owngpt.model.config import GPTConfig
@@ -70,7 +71,7 @@ class _Call:
         self.token_ids = torch.zeros(1, shape.tokens, dtype=torch.int64)
         self.rows = torch.zeros(shape.rows, dtype=torch.int32)
         self.all_rows = list(range(shape.rows))
-        self._views = self.token_ids.numpy()[0], self.rows.numpy()  # as in PagedContext
+        self._views = numbers_of(self.token_ids), numbers_of(self.rows)
         self.tape = Tape(runner.pool)
         self.logits = torch.empty(0)
         with runner.adapters.use(shape.spans), self.tape.record(guarded=guarded):
@@ -81,12 +82,12 @@ class _Call:
     def fill(self, layout: Layout) -> list[int]:
         """Say what the next run is about. :returns: the rows of :attr:`logits` that are wanted."""
         ids, rows = self._views
-        ids[:] = layout.token_ids
+        ids[:] = array("q", layout.token_ids)
         self.context.fill(layout.segments)
         if len(rows) == len(ids):
             return layout.wanted
         count = len(layout.wanted)
-        rows[:count] = layout.wanted
+        rows[:count] = array("i", layout.wanted)
         return self.all_rows[:count]
 
     def _record_head(self, model: GPT, hidden: Tensor, shape: Shape) -> None:

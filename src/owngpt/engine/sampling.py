@@ -15,7 +15,7 @@ import hashlib
 import secrets
 import struct
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,13 +205,12 @@ def pick(logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequen
         logits = logits[:, : samplers[0].vocabulary]
     if logits.stride(1) != 1:
         logits = logits.contiguous()
-    rows = list(logits)
-    errors = process(rows, samplers, token_ids)
+    changed, errors = _changed(logits, samplers, token_ids)
     settings = [
         (*one.settings, one.point(len(ids)) if one.config.temperature else 0.0)
         for one, ids in zip(samplers, token_ids, strict=True)
     ]
-    chosen = _whole(logits, rows, settings, sampling.choose(rows, settings), samplers, token_ids)
+    chosen = _whole(logits, changed, settings, sampling.choose(logits, settings, changed), samplers, token_ids)
     scores = _scores(logits, samplers, chosen)
     choices: list[Choice | OwnGPTError] = []
     for row, (one, token_id) in enumerate(zip(samplers, chosen, strict=True)):
@@ -225,9 +224,20 @@ def pick(logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequen
     return choices
 
 
+def _changed(
+    logits: Tensor, samplers: Sequence[Sampler], token_ids: Sequence[Sequence[int]]
+) -> tuple[dict[int, Tensor], dict[int, OwnGPTError]]:
+    """The rows that biases, penalties or constraints change, as they are then, and what went wrong in which row."""
+    if not any(one.changes_logits for one in samplers):
+        return {}, {}
+    rows = list(logits)
+    errors = process(rows, samplers, token_ids)
+    return {row: rows[row] for row, one in enumerate(samplers) if one.changes_logits}, errors
+
+
 def _whole(
     logits: Tensor,
-    rows: Sequence[Tensor],
+    changed: Mapping[int, Tensor],
     settings: Sequence[Sequence[float]],
     chosen: list[int],
     samplers: Sequence[Sampler],
@@ -246,11 +256,11 @@ def _whole(
         return chosen
     again = []
     for row in broken:
-        kept = without_broken(rows[row], samplers[row], token_ids[row])
+        kept = without_broken(changed.get(row, logits[row]), samplers[row], token_ids[row])
         # Where n-grams or biases leave nothing but broken characters, they give way.
         again.append(kept if kept.isfinite().any() else without_broken(logits[row], samplers[row], token_ids[row]))
     redrawn = [(*settings[row][:-1], samplers[row].point(len(token_ids[row]), attempt=1)) for row in broken]
-    for row, token_id in zip(broken, sampling.choose(again, redrawn), strict=True):
+    for row, token_id in zip(broken, sampling.choose(torch.stack(again), redrawn), strict=True):
         chosen[row] = token_id
     return chosen
 

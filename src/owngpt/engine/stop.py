@@ -19,6 +19,8 @@ class StopMatcher:
 
     def push(self, piece: str) -> str:
         """Take the next piece of text; return what may be shown."""
+        if not self._stops:
+            return piece
         if self.matched:
             return ""
         text = self._held + piece

@@ -1,8 +1,8 @@
 """From a model, examples and a time to a run: learning rate, batch, how many steps, and when to stop.
 
 The rules are those of the literature, scaled to small models: an adapter learns with several times the rate of the model
-itself (arXiv 2106.09685, 2402.09353), and the faster the larger its weights are; larger models learn with smaller rates, and
-preferences with a fraction of what answers take (arXiv 2305.18290); a set of examples is worth only a few passes.
+itself (arXiv 2106.09685, 2402.09353), larger models with smaller rates, preferences with a tenth of what answers take
+(arXiv 2305.18290), and a set of examples is worth only a few passes.
 """
 
 from __future__ import annotations
@@ -44,22 +44,17 @@ VALIDATION_SHARE = 0.1
 PATIENCE = 4
 FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
+LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
+"""Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps)."""
+ROW_POWER, ROW_LENGTHS = 1 / 3, (0.5, 8.0)
+"""An adapter that learns answers does so the faster the longer the rows that it changes are, by this power: Adam's steps have one
+size whatever the model, while a layer says as much more as its rows are longer (benchmarks/NOTES.md). And for which lengths."""
+USUAL_SCALE = 2.0
+"""What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 REFERENCE_PARAMETERS = 135e6
 RATE_LIMITS = (1e-5, 1e-3)
 """Of a whole model."""
-ADAPTER_RATE = 5.5e-4
-"""Of an adapter that learns answers, for each unit of length of the rows that it changes (benchmarks/NOTES.md): Adam's steps
-have one size whatever the model, so how fast an adapter changes what a layer says goes with how large that is."""
-ROW_LENGTHS = (0.25, 8.0)
-"""For which that is known."""
-USUAL_SCALE = 2.0
-"""What an adapter's update is multiplied by where these hold; it learns as much faster as that is more."""
 METHOD_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.1, "ipo": 0.1, "orpo": 0.4, "classify": 1.0}
-"""Times the rate of a whole model that learns answers."""
-ADAPTER_FACTORS: dict[Method, float] = {"sft": 1.0, "dpo": 0.014, "ipo": 0.014, "orpo": 0.055, "classify": 0.14}
-"""Times the rate of an adapter that learns answers."""
-HEAD_FACTOR = 7.0
-"""Times the rate of a whole model: of its new head over classes."""
 PREFERENCES_A_STEP, TEXTS_A_STEP = 16, 32
 UNITS: dict[Method, str] = {"sft": "rows", "classify": "texts"}
 LEARNING_RATE_LIMIT = 3e11
@@ -116,26 +111,27 @@ def lora_settings(settings: FinetuneConfig) -> LoraSettings | None:
 
 
 def optimizer_settings(settings: FinetuneConfig, model: GPTConfig, method: Method, row_length: float | None) -> OptimizerSettings:
-    """AdamW with the rate that fits the size of the model, or of what an adapter changes.
+    """AdamW with the rate that fits the size of the model, and of what an adapter changes.
 
     :param row_length: typical of the matrices that an adapter changes; None where the model itself is trained.
     """
-    given, is_lora = settings.learning_rate, row_length is not None
-    rate = given or (_whole_rate(model, method) if row_length is None else _adapter_rate(settings, method, row_length))
+    rate, is_lora = settings.learning_rate, row_length is not None
+    if rate is None:
+        low, high = RATE_LIMITS
+        whole = min(high, max(low, FULL_RATE * math.sqrt(REFERENCE_PARAMETERS / model.parameter_count())))
+        factor = 1.0 if row_length is None else _adapter_factor(settings, method, row_length)
+        rate = whole * factor * METHOD_FACTORS[method]
     decay = settings.weight_decay or 0.0
-    head = rate * HEAD_FACTOR if method == "classify" and not (given or is_lora) else rate
+    head = rate if settings.learning_rate or is_lora else rate * LORA_FACTOR if method == "classify" else rate
     return OptimizerSettings("adamw", rate, rate, head, rate, decay, 0.0, betas=(0.9, 0.99), epsilon=1e-8)
 
 
-def _whole_rate(model: GPTConfig, method: Method) -> float:
-    low, high = RATE_LIMITS
-    return METHOD_FACTORS[method] * min(high, max(low, FULL_RATE * math.sqrt(REFERENCE_PARAMETERS / model.parameter_count())))
-
-
-def _adapter_rate(settings: FinetuneConfig, method: Method, row_length: float) -> float:
+def _adapter_factor(settings: FinetuneConfig, method: Method, row_length: float) -> float:
+    """Times the rate of a whole model."""
     lora, (low, high) = lora_settings(settings), ROW_LENGTHS
     assert lora is not None
-    return ADAPTER_RATE * min(high, max(low, row_length)) * ADAPTER_FACTORS[method] * min(1.0, USUAL_SCALE / lora.scale)
+    factor = ANSWERS_FACTOR * min(high, max(low, row_length)) ** ROW_POWER if method == "sft" else LORA_FACTOR
+    return factor * min(1.0, USUAL_SCALE / lora.scale)
 
 
 def replay_share(settings: FinetuneConfig, method: Method) -> float:
@@ -305,6 +301,6 @@ def _what_a_step_is(recipe: Recipe, shape: Shape) -> str:
 def _why_rate(settings: FinetuneConfig, recipe: Recipe, model: GPTConfig) -> str:
     if settings.learning_rate:
         return "as given"
-    if recipe.lora:
-        return "for an adapter, by the size of the weights that it changes"
-    return f"for a model of {model.parameter_count() / 1e6:.1f}M parameters"
+    whose, size = "an adapter of " if recipe.lora else "", f"a model of {model.parameter_count() / 1e6:.1f}M parameters"
+    by_weights = " and the size of its weights" if recipe.lora and recipe.method == "sft" else ""
+    return f"for {whose}{size}{by_weights}"

@@ -8,8 +8,9 @@ id among equals. Otherwise top-k, top-p, min-p and typical-p apply one after the
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -24,22 +25,32 @@ LIKELIEST = 1024
 """Tokens the PyTorch path looks at before it sorts all."""
 
 
-def choose(rows: Sequence[Tensor], settings: Sequence[Sequence[float]]) -> list[int]:
+def choose(
+    logits: Tensor, settings: Sequence[Sequence[float]], instead: Mapping[int, Tensor] = MappingProxyType({})
+) -> list[int]:
     """Choose a token for each row.
 
-    :param rows: of (V,) float32 logits on the CPU, each contiguous; minus infinity for what may not be chosen.
+    :param logits: (R, V) float32 on the CPU, each row contiguous; minus infinity for what may not be chosen.
     :param settings: R times the numbers of :data:`SETTINGS`.
+    :param instead: rows, (V,) each, that take the place of those in ``logits``.
     :returns: a token for each row, or :data:`NO_NUMBER`.
     """
-    assert all(row.dtype == torch.float32 and row.is_contiguous() for row in rows)
+    count, width = logits.shape
+    assert logits.stride(1) == 1
+    assert all(row.is_contiguous() for row in instead.values())
+    assert all(tensor.dtype == torch.float32 for tensor in (logits, *instead.values()))
     if library.functions("inference") is None:
+        rows = [instead.get(row, logits[row]) for row in range(count)]
         return [_choose(row, *map(float, numbers)) for row, numbers in zip(rows, settings, strict=True)]
-    # Plain arrays, which touch less memory than numpy's: between two steps the caches hold weights, nothing of Python.
-    addresses, chosen = array("q", [row.data_ptr() for row in rows]), array("i", [NO_NUMBER]) * len(rows)
+    # Plain arrays and no view of any row: between two steps the caches hold weights, nothing of numpy, PyTorch or Python.
+    first, apart = logits.data_ptr(), logits.stride(0) * 4
+    addresses, chosen = array("q", [first + row * apart for row in range(count)]), array("i", [NO_NUMBER]) * count
+    for row, tensor in instead.items():
+        addresses[row] = tensor.data_ptr()
     numbers = array("d", chain.from_iterable(settings))
-    assert len(numbers) == len(rows) * len(SETTINGS)
+    assert len(numbers) == count * len(SETTINGS)
     places = [each.buffer_info()[0] for each in (addresses, numbers, chosen)]
-    library.call("sample", *places, len(rows[0]), len(rows))
+    library.call("sample", *places, width, count)
     found = chosen.tolist()
     if NO_MEMORY in found:
         raise MemoryError("there is no memory to choose tokens in")
