@@ -20,8 +20,8 @@ def test_a_prompt_beside_any_of_nine_to_fifteen_writers_is_one_shape():
 
 def test_empty_segments_belong_to_nobody():
     layout = arrange(texts(9, 23))
-    assert [segment.count for segment in layout.segments] == [1] * 9 + [23] + [0] * 6
-    assert sum(segment.count for segment in layout.segments) == layout.shape.tokens == 32
+    assert [segment.tokens for segment in layout.segments] == [1] * 9 + [23] + [0] * 6
+    assert sum(segment.tokens for segment in layout.segments) == layout.shape.tokens == 32
 
 
 @pytest.mark.parametrize("writers", [1, 2, 3, 7, 13, 14])

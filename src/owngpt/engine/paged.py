@@ -19,18 +19,18 @@ QUERIES = 32
 
 
 class Segment(NamedTuple):
-    """One sequence's part of a call: ``count`` new tokens after ``before`` ones that its blocks hold already."""
+    """One sequence's part of a call: ``tokens`` new ones after ``before`` ones that its blocks hold already."""
 
     before: int
-    count: int
+    tokens: int
     blocks: Sequence[int]
-    """Numbers of the blocks that hold tokens 0 … before + count - 1."""
+    """Numbers of the blocks that hold tokens 0 … before + tokens - 1."""
 
 
 def numbers_of(tensor: Tensor) -> memoryview:
     """A tensor's elements in their order, to be written through: for a few numbers neither torch nor numpy is as quick, and
     between two steps the caches hold weights, nothing of either."""
-    return memoryview(tensor.numpy().reshape(-1)).cast("B").cast("i" if tensor.dtype == torch.int32 else "q")
+    return tensor.numpy().reshape(-1).data.cast("B").cast("i" if tensor.dtype == torch.int32 else "q")
 
 
 class PagedMemory:
@@ -75,12 +75,12 @@ class PagedContext:
         """Say what the next run of the tape is about."""
         row = 0
         records, positions, tables = self._views
-        for index, (before, count, blocks) in enumerate(segments):
+        for index, (before, tokens, blocks) in enumerate(segments):
             place = index * self._table
-            records[4 * index : 4 * index + 4] = array("i", (row, count, before, place))
-            positions[row : row + count] = array("i", range(before, before + count))
+            records[4 * index : 4 * index + 4] = array("i", (row, tokens, before, place))
+            positions[row : row + tokens] = array("i", range(before, before + tokens))
             tables[place : place + len(blocks)] = array("i", blocks)
-            row += count
+            row += tokens
 
     def positions(self, time: int) -> Tensor:
         """(1, N) int32"""
