@@ -102,10 +102,12 @@ def test_few_examples_are_not_learned_by_heart_however_long_the_time():
 
 def test_a_short_run_takes_small_steps_and_still_many_of_them():
     short = planned(FinetuneConfig(minutes=1), seconds=60.0, speed=400.0)
+    whole = planned(FinetuneConfig(minutes=1, lora=False), seconds=60.0, speed=400.0)
     long = planned(FinetuneConfig(minutes=60), replace(FAQ, examples=20_000, tokens=1_200_000), seconds=3600.0, speed=400.0)
-    rows = [plan.shape.batch_size * plan.shape.accumulation * plan.shape.context_length for plan in (short, long)]
-    assert rows[0] == 400, "a sixtieth of what it has time for"
-    assert rows[1] == 4096
+    rows = [plan.shape.batch_size * plan.shape.accumulation * plan.shape.context_length for plan in (short, whole, long)]
+    assert rows[0] == 256, "few examples are learned in small steps"
+    assert rows[1] == 400, "a sixtieth of what it has time for"
+    assert rows[2] == 4096
     assert short.course.steps >= 30
 
 

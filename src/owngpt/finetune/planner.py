@@ -27,8 +27,9 @@ ROUNDED_TO = 16
 """Rows have a multiple of it, which matrix units like."""
 PASS_VALUES = 12_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
-STEP_TOKENS = (256, 512)
-"""Of a step, at least and at most, while the examples are few: many small steps learn more of them than a few large ones."""
+LEAST_STEP_TOKENS, MODEL_STEP_TOKENS, MOST_STEP_TOKENS = 256, 512, 4096
+"""Of a step. While the examples are few, many small steps learn more of them than a few large ones: an adapter takes the least,
+and a model that is trained whole, whose steps take time of their own, twice as many (benchmarks/NOTES.md)."""
 MANY_TOKENS = 1_000_000
 LEAST_STEPS = 60
 """That a run should have: a short one takes smaller steps."""
@@ -148,7 +149,7 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
 
     :param tokens_affordable: that the time has room for; infinite where it does not decide.
     """
-    step_tokens = _step_tokens(facts, tokens_affordable)
+    step_tokens = _step_tokens(settings, facts, tokens_affordable)
     context = _row(settings, model, facts, step_tokens)
     each = context if settings.pack and method == "sft" else facts.mean
     if settings.batch_size:
@@ -159,11 +160,11 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
     return Shape(context, max(1, round(units / accumulation)), accumulation, settings.pack)
 
 
-def _step_tokens(facts: Facts, affordable: float) -> float:
+def _step_tokens(settings: FinetuneConfig, facts: Facts, affordable: float) -> float:
     """Of answers to learn: enough steps a pass, enough in the time."""
-    least, most = STEP_TOKENS
-    most = 8 * most if facts.tokens > MANY_TOKENS else most
-    return max(least, min(most, facts.tokens / STEPS_A_PASS, affordable / LEAST_STEPS))
+    few = MODEL_STEP_TOKENS if lora_settings(settings) is None else LEAST_STEP_TOKENS
+    most = MOST_STEP_TOKENS if facts.tokens > MANY_TOKENS else few
+    return max(LEAST_STEP_TOKENS, min(most, facts.tokens / STEPS_A_PASS, affordable / LEAST_STEPS))
 
 
 def _row(settings: FinetuneConfig, model: GPTConfig, facts: Facts, step_tokens: float) -> int:

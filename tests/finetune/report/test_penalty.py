@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import torch
 from tiny_report import PlainRenderer, completions, network, tokenizer
@@ -44,6 +45,19 @@ def test_the_least_penalty_that_stops_the_loops_is_taken():
     better = write(stutterer(4.0))
     assert better.penalty == 1.05 and better.looped == 1.0
     assert all(answer.ended == "end" and not answer.loops for answer in better.answers)
+
+
+def test_answers_that_say_much_twice_count_although_they_are_over_before_they_loop():
+    better = write(stutterer(4.0), limit=12)
+    assert better.penalty == 1.05 and better.looped == 0.0
+    assert min(answer.distinct for answer in better.answers) == 1.0
+
+
+def test_an_owner_who_says_the_same_again_is_answered_alike():
+    (said,) = WORDS.encode("?")
+    repeated = replace(questions(1)[0], reference=WORDS.decode([said] * 12))
+    plain = write_answers(stutterer(4.0), WORDS, [repeated], PENALTIES, limit=12, deadline=None, most=10)
+    assert plain.penalty == 1.0 and plain.answers[0].distinct < 0.2
 
 
 def test_answers_that_do_not_loop_are_written_once():

@@ -182,9 +182,10 @@ def _with_penalty(before: Measurement, after: Measurement) -> str:
     if after.penalty == before.penalty:
         return f", with a repetition penalty of {after.penalty:g} that the base recommends" if after.penalty != 1.0 else ""
     instead = "without which" if before.penalty == 1.0 else f"instead of {before.penalty:g}, with which"
-    looped = "" if after.looped is None else f", {instead} {after.looped:.0%} of them looped"
+    looped = f"{after.looped:.0%} of them looped" if after.looped else "they repeated themselves more than the examples do"
+    why = "" if after.looped is None else f", {instead} {looped}"
     return (
-        f"; those after with a repetition penalty of {after.penalty:g}{looped} "
+        f"; those after with a repetition penalty of {after.penalty:g}{why} "
         "(it is in `generation_config.json`, and `owngpt chat` and `generate` use it unless told otherwise)"
     )
 

@@ -1,12 +1,15 @@
-"""The penalty on repetition: as small a one as keeps a model's answers from looping, recommended to whoever serves it."""
+"""The penalty on repetition: as small a one as keeps a model's answers from looping, and from repeating themselves much more than
+their owner does, recommended to whoever serves it."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from owngpt.finetune.report.answers import Answer, Question, answer
+from owngpt.finetune.report.repetition import distinct_share
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
 
@@ -14,6 +17,9 @@ PENALTIES = (1.0, 1.05, 1.1)
 """Small models loop when they always take the likeliest token; more than these makes them avoid the words that they need."""
 TOLERATED = 0.02
 """Share of the answers that may loop before a greater penalty is tried."""
+LESS_DISTINCT = 0.05
+"""By which the share of different groups of tokens may be below the owner's own before a greater penalty is tried: of a few dozen
+answers none may happen to loop, while those that stop still show what others will do (benchmarks/NOTES.md)."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,8 @@ def write_answers(
     network: GPT, tokenizer: Tokenizer, questions: Sequence[Question], penalties: Sequence[float], *, limit: int,
     deadline: float | None, most: int,
 ) -> Written:  # fmt: skip
-    """The likeliest answers with the first of the penalties with which hardly one loops, or the one with which fewest do.
+    """The likeliest answers with the first of the penalties with which hardly one loops and they are nearly as distinct as the
+    owner's, or else the best of them.
 
     :param penalties: in rising order, at least one. The rest of the arguments are those of
         :func:`owngpt.finetune.report.answers.answer`; when the deadline comes the best so far is taken.
@@ -39,20 +46,28 @@ def write_answers(
         tuple(answer(network, tokenizer, questions, limit=limit, deadline=deadline, most=most, penalty=penalties[0])),
         penalties[0],
     )
+    wanted = fmean([_owners(tokenizer, question) for question in questions] or [1.0]) - LESS_DISTINCT
     for penalty in penalties[1:]:
         is_late = deadline is not None and time.monotonic() >= deadline
-        if is_late or _looping(best.answers) <= TOLERATED:
+        looping, distinct = _repetition(best.answers)
+        if is_late or (looping <= TOLERATED and distinct >= wanted):
             break
         answers = answer(
             network, tokenizer, questions[: len(first.answers)], limit=limit, deadline=deadline, most=most, penalty=penalty
         )
         is_whole = len(answers) == len(first.answers) and all(each.counts for each in answers)
-        if is_whole and _looping(answers) < _looping(best.answers):
-            best = Written(tuple(answers), penalty, _looping(first.answers))
+        now, now_distinct = _repetition(answers)
+        if is_whole and (now, -now_distinct) < (looping, -distinct):
+            best = Written(tuple(answers), penalty, _repetition(first.answers)[0])
     return best
 
 
-def _looping(answers: Sequence[Answer]) -> float:
-    """Share of those that count."""
-    counted = [answer.loops for answer in answers if answer.counts]
-    return sum(counted) / len(counted) if counted else 0.0
+def _repetition(answers: Sequence[Answer]) -> tuple[float, float]:
+    """Of those that count: the share that loop, and how distinct they are."""
+    counted = [answer for answer in answers if answer.counts]
+    return fmean([answer.loops for answer in counted] or [0.0]), fmean([answer.distinct for answer in counted] or [1.0])
+
+
+def _owners(tokenizer: Tokenizer, question: Question) -> float:
+    """How distinct the owner's own answer is."""
+    return distinct_share(tokenizer.encode(question.reference))
