@@ -55,14 +55,14 @@ def rate(model: GPTConfig, row_length: float | None, method: Method = "sft", **o
 
 
 def test_an_adapter_learns_several_times_as_fast_and_a_larger_model_slower():
-    assert rate(SMALL, 1.0) == pytest.approx(30 * rate(SMALL, None))
+    assert rate(SMALL, 1.0) == pytest.approx(24 * rate(SMALL, None))
     assert rate(SMALL, None) == pytest.approx(5e-5, rel=0.05)
     assert 1e-4 < rate(LARGE, 1.0) < 0.5 * rate(SMALL, 1.0)
     assert rate(SMALL, 4.6, "dpo") < 0.2 * rate(SMALL, 1.0) and rate(SMALL, 4.6, "classify") < 0.5 * rate(SMALL, 1.0)
 
 
 def test_answers_are_learned_faster_by_larger_weights_within_what_is_known():
-    assert rate(SMALL, 4.6) == pytest.approx(2.5e-3, rel=0.02)
+    assert rate(SMALL, 4.6) == pytest.approx(2.0e-3, rel=0.02)
     assert rate(SMALL, 8.0) == pytest.approx(2 * rate(SMALL, 1.0))
     assert rate(SMALL, 1e-9) == pytest.approx(rate(SMALL, 0.5)) and rate(SMALL, 1e9) == pytest.approx(rate(SMALL, 8.0))
     assert rate(SMALL, 8.0, "dpo") == rate(SMALL, 1.0, "dpo"), "measured for answers alone"

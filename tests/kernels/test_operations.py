@@ -93,6 +93,15 @@ def test_attention_at_any_length(time: int, heads: int, groups: int, size: int) 
 
 
 @needs_tiles
+@pytest.mark.parametrize("time", [1, 63, 91, 96, 130, 257])
+@pytest.mark.parametrize(("heads", "groups", "window"), [(3, 1, 0), (9, 3, 0), (3, 3, 0), (9, 3, 70)])
+def test_attention_of_an_odd_number_of_heads(time: int, heads: int, groups: int, window: int) -> None:
+    """The last head is cut in two, so that two threads have the same to do."""
+    inputs = (draw(1, time, heads, 32), draw(1, time, groups, 32, seed=1), draw(1, time, groups, 32, seed=2))
+    assert_same(lambda q, k, v: (causal_attention(q, k, v, starts=None, window=window, scale=0.2),), *inputs)
+
+
+@needs_tiles
 @pytest.mark.parametrize("window", [0, 2, 17, 64])
 @pytest.mark.parametrize("documents", [True, False])
 def test_attention_in_windows_and_documents(window: int, documents: bool) -> None:

@@ -45,8 +45,9 @@ VALIDATION_SHARE = 0.1
 PATIENCE = 4
 FULL_RATE = 5e-5
 """Of a model of :data:`REFERENCE_PARAMETERS`, trained whole."""
-LORA_FACTOR, ANSWERS_FACTOR = 7.0, 30.0
-"""Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps)."""
+LORA_FACTOR, ANSWERS_FACTOR = 7.0, 24.0
+"""Times the rate of a whole model: of an adapter, and of one that learns answers (measured in runs of 80 to 400 steps of 256
+tokens; in steps of twice as many it was 30)."""
 ROW_POWER, ROW_LENGTHS = 1 / 3, (0.5, 8.0)
 """An adapter that learns answers does so the faster the longer the rows that it changes are, by this power: Adam's steps have one
 size whatever the model, while a layer says as much more as its rows are longer (benchmarks/NOTES.md). And for which lengths."""

@@ -109,9 +109,10 @@ class _AddRMSNorm(torch.autograd.Function):
             "add_rms_norm_backward", d_summed, d_normed.contiguous(), summed, weight, rstd, d_x, d_update, parts, rows, width,
             *_dropout_arguments(ctx.dropout),
         )  # fmt: skip
+        d_weight = parts.sum(0) if ctx.needs_input_grad[2] else None
         if not ctx.with_update:
-            return d_x, None, parts.sum(0), None, None
-        return d_x, d_x if d_update is None else d_update, parts.sum(0), None, None
+            return d_x, None, d_weight, None, None
+        return d_x, d_x if d_update is None else d_update, d_weight, None, None
 
 
 class _AddLayerNorm(torch.autograd.Function):

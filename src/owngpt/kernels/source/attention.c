@@ -140,6 +140,16 @@ static void softmax_block(const Shape *s, float *scores, int low, int high, int 
     }
 }
 
+/* An odd number of tasks keeps one of two threads waiting: the last one is two units, of its earlier and its later queries, which see
+ * about as many keys. The number of threads does not decide. */
+static int units_of(int tasks) { return tasks + tasks % 2; }
+
+static void queries_of(int unit, int tasks, int time, int *begin, int *end) {
+    int cut = (int)(0.7071 * time) / PANEL * PANEL, is_cut = tasks % 2 && unit >= tasks - 1;
+    *begin = is_cut && unit == tasks ? cut : 0;
+    *end = is_cut && unit < tasks ? cut : time;
+}
+
 /* out: batch x time x heads*size; log_sums: batch x heads x time, base 2 and of the scaled scores. Returns 0, or 1 without memory. */
 int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, int64_t key_stride, const bf16 *value, int64_t value_stride,
                      bf16 *out, float *log_sums, const int32_t *starts, int batch, int time, int heads, int groups, int size,
@@ -147,7 +157,7 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
     Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
     int64_t length = padded(time), stride = apart(length);
     /* A task reads keys once for several heads where there are enough tasks to deal out. */
-    int together = batch * groups >= 4 * threads ? heads / groups : 1, failed = 0;
+    int together = batch * groups >= 4 * threads ? heads / groups : 1, tasks = batch * (heads / together), failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         char *memory = aligned_alloc(64, (size_t)((length + stride) * size * 2 + length * BLOCK * 6 + size * BLOCK * 6 + 4096));
@@ -159,15 +169,17 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
         float *scores = (float *)(packed + size * BLOCK), *columns = scores + length * BLOCK;
         tiles_begin();
 #pragma omp for schedule(dynamic) /* the result is the same on any thread */
-        for (int task = 0; task < batch * (heads / together); task++) {
+        for (int unit = 0; unit < units_of(tasks); unit++) {
             if (!memory) continue;
+            int task = unit < tasks ? unit : tasks - 1, begin, end;
+            queries_of(unit, tasks, time, &begin, &end);
             int b = task / (heads / together), from = task % (heads / together) * together, g = from / (heads / groups);
             int64_t base = (int64_t)b * time;
             copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, keys);
             copy_transposed(keys, length, size, values_t, stride);
             copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, keys);
             for (int h = from; h < from + together; h++)
-                for (int block = 0; block < time; block += BLOCK) {
+                for (int block = begin; block < end; block += BLOCK) {
                     int present = time - block < BLOCK ? time - block : BLOCK, high = block + BLOCK;
                     int32_t first[BLOCK];
                     float inverse[BLOCK], log_sum[BLOCK];
@@ -275,12 +287,14 @@ static void query_product(const Workspace *w, int j0, int block, int64_t stride,
         tile_products(w->keys_t + (int64_t)d * stride + j0, stride, 32, tiles, 1024, 2, w->d_query_t + (int64_t)d * stride + block, stride, 1);
 }
 
-static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t length) {
+/* What queries [begin, end) make of it; both are whole panels, or the end of all. */
+static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t length, int begin, int end) {
     int size = s->size;
     int64_t stride = apart(length);
     memset(w->d_query_t, 0, sizeof(float) * (size_t)(stride * size));
-    for (int j0 = 0; j0 < s->time; j0 += PANEL) {
-        int from = j0, to = (int)length;
+    int to = end < s->time ? end : (int)length;
+    for (int j0 = 0; j0 < end; j0 += PANEL) {
+        int from = j0 > begin ? j0 : begin;
         for (int block = from; block < to; block += BLOCK) {
             int32_t first[BLOCK];
             int lowest = first_visible(s, sequence, block, first), all_first = highest(first);
@@ -293,6 +307,14 @@ static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t le
                 continue;
             }
             for (int half = 0; half < PANEL; half += 32) {
+                if (j0 + half > block) { /* the diagonal: these keys are later than all the queries */
+                    for (int j = half; j < half + 32; j++) {
+                        memset(w->weights + j * stride + block, 0, BLOCK * sizeof(bf16));
+                        memset(w->slopes + j * stride + block, 0, BLOCK * sizeof(bf16));
+                    }
+                    memset(tiles + half / 32 * 1024, 0, 1024 * sizeof(bf16));
+                    continue;
+                }
                 const bf16 *columns = w->query_columns + (int64_t)block * size, *grads = w->grad_columns + (int64_t)block * size;
                 block_product(w->keys + (int64_t)(j0 + half) * size, size, columns, w->scores);
                 block_product(w->values + (int64_t)(j0 + half) * size, size, grads, w->products);
@@ -321,9 +343,9 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
     int64_t length = padded(time), stride = apart(length);
     int shared = heads / groups, failed = 0;
     /* Few sequences: a task for each head instead of each group, whose sums are added up in the end. The number of threads does not decide. */
-    int64_t sums_size = (int64_t)batch * heads * 2 * length * size;
+    int64_t sums_size = (int64_t)units_of(batch * heads) * 2 * length * size;
     float *apart_sums = shared > 1 && batch * groups < FEW_TASKS && sums_size <= LARGEST_SUMS ? malloc((size_t)sums_size * sizeof(float)) : NULL;
-    int together = apart_sums ? 1 : shared;
+    int together = apart_sums ? 1 : shared, tasks = batch * (heads / together), units = apart_sums ? units_of(tasks) : tasks;
     float ones[BLOCK];
     for (int i = 0; i < BLOCK; i++) ones[i] = 1.0f;
 #pragma omp parallel num_threads(threads)
@@ -338,11 +360,13 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
         }
         tiles_begin();
 #pragma omp for schedule(dynamic) /* a task is the same on any thread */
-        for (int task = 0; task < batch * (heads / together); task++) {
+        for (int unit = 0; unit < units; unit++) {
             if (!memory || !w || failed) continue;
+            int task = unit < tasks ? unit : tasks - 1, begin = 0, end = time;
+            if (apart_sums) queries_of(unit, tasks, time, &begin, &end);
             int b = task / (heads / together), from = task % (heads / together) * together, g = from / shared;
             int64_t base = (int64_t)b * time;
-            if (apart_sums) w->d_keys = apart_sums + (int64_t)task * 2 * length * size, w->d_values = w->d_keys + length * size;
+            if (apart_sums) w->d_keys = apart_sums + (int64_t)unit * 2 * length * size, w->d_values = w->d_keys + length * size;
             copy_rows(key + base * key_stride + (int64_t)g * size, key_stride, time, size, w->keys);
             copy_rows(value + base * value_stride + (int64_t)g * size, value_stride, time, size, w->values);
             copy_transposed(w->keys, length, size, w->keys_t, stride);
@@ -350,8 +374,8 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
             for (int h = from; h < from + together; h++) {
                 int64_t at = base * s.out_stride + (int64_t)h * size;
                 load_head(&s, w, query + base * query_stride + (int64_t)h * size, out + at, d_out + at, log_sums + ((int64_t)b * heads + h) * time, length);
-                head_backward(&s, w, b, length);
-                for (int block = 0; block < time; block += BLOCK)
+                head_backward(&s, w, b, length, begin, end);
+                for (int block = begin; block < end; block += BLOCK)
                     store_transposed(w->d_query_t + block, stride, ones, time - block < BLOCK ? time - block : BLOCK, size,
                                      d_query + (base + block) * d_stride + (int64_t)h * size, d_stride);
             }
@@ -364,7 +388,8 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
             for (int task = 0; task < batch * groups; task++) {
                 int64_t base = (int64_t)(task / groups) * time * d_stride + (int64_t)(task % groups) * size, count = 2 * length * size;
                 float *sums = apart_sums + (int64_t)task * shared * count;
-                for (int h = 1; h < shared; h++)
+                int parts = shared + (task == batch * groups - 1 ? units - tasks : 0);
+                for (int h = 1; h < parts; h++)
                     for (int64_t i = 0; i < count; i++) sums[i] += sums[h * count + i];
                 store_rows(sums, time, size, d_key + base, d_stride);
                 store_rows(sums + length * size, time, size, d_value + base, d_stride);
