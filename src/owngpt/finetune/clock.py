@@ -22,7 +22,7 @@ CHOOSE_SHARE = 0.05
 """Of the budget, for choosing how much of what was learned to keep."""
 SAVE_SECONDS = 6.0
 """For the adapter or model, the report and its pictures."""
-LATER = 1.5
+LATER = 1.7
 """Measuring takes so many times longer at the end than at the beginning, at most: answers may be longer, or be written twice."""
 MOST_TIMES = 3.0
 """Times what was kept for the last measurement, where a run ends early enough."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from tiny_report import PlainRenderer, completions, network, tokenizer
 
+from owngpt.finetune.report import penalty as penalty_module
 from owngpt.finetune.report.answers import question_of
 from owngpt.finetune.report.penalty import PENALTIES, write_answers
 
@@ -63,6 +64,18 @@ def test_an_owner_who_says_the_same_again_is_answered_alike():
 def test_answers_that_do_not_loop_are_written_once():
     begun = write(network(WORDS, seed=3).eval(), (1.0, 2.0), limit=4)
     assert begun.penalty == 1.0 and begun.looped is None
+
+
+def test_where_time_is_short_those_that_were_finished_decide(monkeypatch):
+    written = penalty_module.answer
+
+    def hurried(*arguments, penalty, **options):
+        answers = written(*arguments, penalty=penalty, **options)
+        return answers if penalty == 1.0 else [*answers[:10], *(replace(each, counts=False) for each in answers[10:])]
+
+    monkeypatch.setattr(penalty_module, "answer", hurried)
+    better = write_answers(stutterer(4.0), WORDS, questions(14), PENALTIES, limit=64, deadline=None, most=14)
+    assert better.penalty == 1.05 and better.looped == 1.0 and len(better.answers) == 10
 
 
 def test_when_the_time_is_over_the_first_answers_stay():

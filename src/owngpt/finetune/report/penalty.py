@@ -6,9 +6,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from statistics import fmean
 
-from owngpt.finetune.report.answers import Answer, Question, answer
+from owngpt.finetune.report.answers import FIRST, Answer, Question, answer
 from owngpt.finetune.report.repetition import distinct_share
 from owngpt.model.gpt import GPT
 from owngpt.text.tokenizer import Tokenizer
@@ -52,13 +53,15 @@ def write_answers(
         looping, distinct = _repetition(best.answers)
         if is_late or (looping <= TOLERATED and distinct >= wanted):
             break
-        answers = answer(
-            network, tokenizer, questions[: len(first.answers)], limit=limit, deadline=deadline, most=most, penalty=penalty
+        written = answer(
+            network, tokenizer, questions[: len(best.answers)], limit=limit, deadline=deadline, most=most, penalty=penalty
         )
-        is_whole = len(answers) == len(first.answers) and all(each.counts for each in answers)
+        # Where the time is too short for all of them, those that were finished decide.
+        answers = tuple(takewhile(lambda each: each.counts, written))
+        looping, distinct = _repetition(best.answers[: len(answers)])
         now, now_distinct = _repetition(answers)
-        if is_whole and (now, -now_distinct) < (looping, -distinct):
-            best = Written(tuple(answers), penalty, _repetition(first.answers)[0])
+        if len(answers) >= min(FIRST, len(best.answers)) and (now, -now_distinct) < (looping, -distinct):
+            best = Written(answers, penalty, _repetition(first.answers)[0])
     return best
 
 
