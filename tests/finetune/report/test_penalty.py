@@ -8,9 +8,8 @@ from dataclasses import replace
 import torch
 from tiny_report import PlainRenderer, completions, network, tokenizer
 
-from owngpt.finetune.report import penalty as penalty_module
 from owngpt.finetune.report.answers import question_of
-from owngpt.finetune.report.penalty import PENALTIES, write_answers
+from owngpt.finetune.report.penalty import PENALTIES, better_of, write_answers
 
 WORDS = tokenizer()
 
@@ -66,16 +65,15 @@ def test_answers_that_do_not_loop_are_written_once():
     assert begun.penalty == 1.0 and begun.looped is None
 
 
-def test_where_time_is_short_those_that_were_finished_decide(monkeypatch):
-    written = penalty_module.answer
-
-    def hurried(*arguments, penalty, **options):
-        answers = written(*arguments, penalty=penalty, **options)
-        return answers if penalty == 1.0 else [*answers[:10], *(replace(each, counts=False) for each in answers[10:])]
-
-    monkeypatch.setattr(penalty_module, "answer", hurried)
-    better = write_answers(stutterer(4.0), WORDS, questions(14), PENALTIES, limit=64, deadline=None, most=14)
-    assert better.penalty == 1.05 and better.looped == 1.0 and len(better.answers) == 10
+def test_where_time_is_short_those_that_were_finished_decide():
+    plain, whole = (
+        write_answers(stutterer(4.0), WORDS, questions(14), (penalty,), limit=64, deadline=None, most=14)
+        for penalty in (1.0, 1.05)
+    )
+    cut = [replace(answer, counts=place < 10) for place, answer in enumerate(whole.answers)]
+    assert better_of(plain, replace(whole, answers=tuple(cut))).answers == whole.answers[:10]
+    few = [replace(answer, counts=place < 9) for place, answer in enumerate(whole.answers)]
+    assert better_of(plain, replace(whole, answers=tuple(few))) == plain
 
 
 def test_when_the_time_is_over_the_first_answers_stay():

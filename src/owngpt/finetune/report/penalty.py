@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from statistics import fmean
 
@@ -56,13 +56,18 @@ def write_answers(
         written = answer(
             network, tokenizer, questions[: len(best.answers)], limit=limit, deadline=deadline, most=most, penalty=penalty
         )
-        # Where the time is too short for all of them, those that were finished decide.
-        answers = tuple(takewhile(lambda each: each.counts, written))
-        looping, distinct = _repetition(best.answers[: len(answers)])
-        now, now_distinct = _repetition(answers)
-        if len(answers) >= min(FIRST, len(best.answers)) and (now, -now_distinct) < (looping, -distinct):
-            best = Written(answers, penalty, _repetition(first.answers)[0])
+        best = better_of(best, Written(tuple(written), penalty, _repetition(first.answers)[0]))
     return best
+
+
+def better_of(best: Written, other: Written) -> Written:
+    """Whichever repeats itself less, by the answers that both have; where the time was too short for all of the other's, those
+    that were finished decide, if there are some."""
+    answers = tuple(takewhile(lambda each: each.counts, other.answers))
+    looping, distinct = _repetition(best.answers[: len(answers)])
+    now, now_distinct = _repetition(answers)
+    is_better = len(answers) >= min(FIRST, len(best.answers)) and (now, -now_distinct) < (looping, -distinct)
+    return replace(other, answers=answers) if is_better else best
 
 
 def _repetition(answers: Sequence[Answer]) -> tuple[float, float]:
