@@ -10,7 +10,7 @@ from torch import Tensor
 
 from owngpt.kernels import packed, tape
 from owngpt.kernels.memory import LINE, HugePages
-from owngpt.kernels.packed import FEW, Kind, PackedWeight
+from owngpt.kernels.packed import FEW, FEW_SMALL, Kind, PackedWeight
 
 pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no matrix tiles on this machine")
 
@@ -54,10 +54,10 @@ def product(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.d
 def test_products_are_those_of_the_unpacked_weight(kind: Kind, outputs: int, inputs: int) -> None:
     weight = pack(weight_of(outputs, inputs), kind)
     bias = weight_of(1, outputs, seed=1)[0]
-    for rows in (1, 2, 3, 5, FEW, FEW + 1, 16, 17, 49):
+    for rows in (1, 2, 3, 5, FEW, FEW + 1, 16, 17, 49, FEW_SMALL, FEW_SMALL + 1):
         x = weight_of(rows, inputs, seed=rows).bfloat16()
         expected = x.float() @ weight.unpacked().T + bias
-        for weight.tiles_from in (1, 2, FEW + 1):
+        for weight.tiles_from in (1, 2, FEW + 1, FEW_SMALL + 1):
             for dtype in (torch.float32, torch.bfloat16):
                 found = product(x, weight, bias, dtype).float()
                 assert float((found - expected).abs().max()) < ROUNDING * float(expected.abs().max())

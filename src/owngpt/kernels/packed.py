@@ -19,7 +19,14 @@ TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6"
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 FEW = 8
-"""Most rows that the vector products take."""
+"""Most rows that the vector products of bfloat16 take, and of quantized weights where the matrix unit is AMX."""
+FEW_SMALL = 64
+"""Most rows that those of quantized weights take at all. A matrix unit of vectors is hardly faster even then: its instructions
+do as much, and each weight has to be made bfloat16 for them."""
+ALONE = 4
+"""Rows up to which each thread makes all of them small for itself; with more they share the work, in a step of its own."""
+SMALL_BYTES = 72
+"""Of 32 values of a row: two numbers of eight bits each, a factor, and a sum."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
 """Behind their tiles, for each output."""
 ZEROS: dict[Kind, int] = {"int6": 4, "int4": 16}
@@ -38,6 +45,11 @@ def tiles_from_unmeasured() -> int:
     return 1 if library.matrix_unit("inference") == "amx" else FEW + 1
 
 
+def tiles_from_at_most(quantized: bool) -> int:
+    """The greatest that :attr:`PackedWeight.tiles_from` may be."""
+    return 1 + (FEW_SMALL if quantized and library.matrix_unit("inference") == "vectors" else FEW)
+
+
 @dataclass
 class PackedWeight:
     """A weight (outputs, inputs) in tiles."""
@@ -48,7 +60,7 @@ class PackedWeight:
     tiles: Tensor
     """uint8, one dimension."""
     tiles_from: int = field(init=False)
-    """Rows from which on matrix tiles beat vector products, FEW + 1 at most; for quantized weights chosen by measurement."""
+    """Rows from which on matrix tiles beat vector products; for quantized weights chosen by measurement."""
 
     def __post_init__(self) -> None:
         self.tiles_from = 3 if self.quantized else tiles_from_unmeasured()
@@ -65,7 +77,7 @@ class PackedWeight:
 
     def on_tiles(self, rows: int) -> bool:
         """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
-        return rows >= self.tiles_from or rows > FEW
+        return rows >= min(self.tiles_from, tiles_from_at_most(self.quantized))
 
     @property
     def depth(self) -> int:
@@ -227,8 +239,13 @@ def _numbers(tiles: Tensor, kind: Kind) -> Tensor:
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """x (..., inputs) bfloat16 → (..., outputs) in bfloat16 or float32; bias (outputs,) float32. Only while a tape is active."""
     rows = x.numel() // weight.inputs
-    packed = _packed_rows(x, rows, weight.inputs) if weight.on_tiles(rows) else None
-    return _product(x, packed, x.shape[:-1], weight, bias, dtype)
+    on_tiles = weight.on_tiles(rows)
+    prepared = None
+    if on_tiles:
+        prepared = _packed_rows(x, rows, weight.inputs)
+    elif weight.quantized and rows > ALONE:
+        prepared = _small_rows(x, rows, weight.inputs)
+    return _product(x, prepared, x.shape[:-1], weight, bias, dtype, on_tiles=on_tiles)
 
 
 def gated_mlp(
@@ -251,7 +268,7 @@ def gated_mlp(
         "gated_linear", gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up_bias,
         _packed_rows(x, rows, gate_up.inputs), rows, between, int(tanh_form), _scratch(rows, gate_up),
     )  # fmt: skip
-    return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
+    return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16, on_tiles=True)
 
 
 def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
@@ -261,20 +278,35 @@ def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
     return packed
 
 
+def _small_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
+    """What vector products of quantized weights take."""
+    active = _active()
+    small = active.empty(rows * -(-inputs // COLUMNS) * SMALL_BYTES // torch.bfloat16.itemsize)
+    active.step("small_rows", x, small, rows, inputs, inputs)
+    return small
+
+
 def _product(
-    x: Tensor, packed: Tensor | None, shape: torch.Size, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    prepared: Tensor | None,
+    shape: torch.Size,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    on_tiles: bool,
 ) -> Tensor:
     active, rows = _active(), math.prod(shape)
     out = active.empty(*shape, weight.outputs, dtype=dtype)
     active.step(
-        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, packed,
-        rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight),
+        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, prepared,
+        rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight), int(on_tiles),
     )  # fmt: skip
     return out
 
 
 def _scratch(rows: int, weight: PackedWeight) -> Tensor:
-    """For each thread: room for two blocks of outputs as bfloat16, or for what small_rows makes, and float sums of all rows."""
+    """For each thread: room for two blocks of outputs as bfloat16, or for a few rows, and float sums of all rows."""
     active = _active()
     return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
 

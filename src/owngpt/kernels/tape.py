@@ -40,6 +40,7 @@ STEPS = (
     "attend",
     "add",
     "gated_linear",
+    "small_rows",
 )
 """In the order of the table in source/steps.c."""
 KINDS = {name: kind for kind, name in enumerate(STEPS)}

@@ -55,7 +55,7 @@ static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
     return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
 }
 
-enum { FEW_ROWS = 8 };
+enum { FEW_ROWS = 8, FEW_SMALL_ROWS = 64 };
 
 /* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
 static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *tile, int64_t block_bytes, const int64_t bytes) {
@@ -71,8 +71,8 @@ static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {
 /* Rows of x beside quantized weights, so that numbers of eight bits multiply, four to a lane: by groups of 32,
  * value = scale * (256 * high + low) with high in -127 ... 127, which is finer than bf16 but for what is small beside its group. */
 typedef struct {
-    int8_t *numbers; /* rows x depth x (32 high, 32 low) */
-    float *scales, *sums; /* rows x depth; sums are of the values as they are here */
+    int8_t *numbers; /* depth x rows x (32 high, 32 low) */
+    float *scales, *sums; /* depth x rows; sums are of the values as they are here */
 } Small;
 
 static inline __m512i in_two(__m512 x, __m512 inverse, int8_t *high, int8_t *low) {
@@ -82,45 +82,60 @@ static inline __m512i in_two(__m512 x, __m512 inverse, int8_t *high, int8_t *low
     return whole;
 }
 
-static Small small_rows(const Linear *l, uint8_t *room) {
-    const float largest = 127 * 256; /* low is then from -128 to 127 */
-    int64_t groups = l->rows * l->depth;
-    Small x = {(int8_t *)room, (float *)(room + 64 * groups), (float *)(room + 68 * groups)};
-    for (int64_t m = 0; m < l->rows; m++)
-        for (int64_t k = 0; k < l->depth; k++) {
-            int64_t group = m * l->depth + k;
-            int8_t *numbers = x.numbers + 64 * group;
-            __m512i both = (__m512i)row_of(l, m, k);
-            __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
-            __m512 second = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1)), 16));
-            float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first), _mm512_abs_ps(second)));
-            float plain = _mm512_reduce_add_ps(_mm512_add_ps(first, second)), wrong = plain - plain; /* 0, or not a number where one is not */
-            __m512 inverse = _mm512_set1_ps(most > 1e-30f ? largest / most : 0.0f);
-            __m512i sum = _mm512_add_epi32(in_two(first, inverse, numbers, numbers + 32), in_two(second, inverse, numbers + 16, numbers + 48));
-            x.scales[group] = most / largest + wrong;
-            x.sums[group] = x.scales[group] * (float)_mm512_reduce_add_epi32(sum);
-        }
-    return x;
+static Small small_in(uint8_t *room, int64_t groups) {
+    return (Small){(int8_t *)room, (float *)(room + 64 * groups), (float *)(room + 68 * groups)};
 }
 
-/* A tile's products with small rows, added to the sums of 16 outputs of each: eight-bit numbers multiply four inputs of all outputs at
- * once, and what comes out is scaled once for the whole group. `kind` is a constant where this is inlined. */
-static inline __attribute__((always_inline)) void add_small_products(const Small *x, int64_t group, int64_t depth, int64_t rows,
-                                                                     const uint8_t *tile, const int64_t kind, __m512 scales, __m512 *sums) {
-    Levels levels = levels_of(tile, kind, scales);
-    __m512i numbers[8];
-    numbers_of(tile, kind, numbers);
-    for (int64_t m = 0; m < rows; m++, group += depth) {
-        const int32_t *high = (const int32_t *)(x->numbers + 64 * group), *low = high + 8; /* four inputs each */
-        __m512i tops[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()}, rests[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+/* Groups [first, last) of all rows. */
+static void make_small(const Linear *l, const Small *x, int64_t first, int64_t last) {
+    const float largest = 127 * 256; /* low is then from -128 to 127 */
+    for (int64_t group = first; group < last; group++) {
+        int8_t *numbers = x->numbers + 64 * group;
+        __m512i both = (__m512i)row_of(l, group % l->rows, group / l->rows);
+        __m512 first_half = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
+        __m512 second_half = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1)), 16));
+        float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first_half), _mm512_abs_ps(second_half)));
+        float plain = _mm512_reduce_add_ps(_mm512_add_ps(first_half, second_half)), wrong = plain - plain; /* 0, or not a number where one is not */
+        __m512 inverse = _mm512_set1_ps(most > 1e-30f ? largest / most : 0.0f);
+        __m512i sum = _mm512_add_epi32(in_two(first_half, inverse, numbers, numbers + 32), in_two(second_half, inverse, numbers + 16, numbers + 48));
+        x->scales[group] = most / largest + wrong;
+        x->sums[group] = x->scales[group] * (float)_mm512_reduce_add_epi32(sum);
+    }
+}
+
+/* slots: x, small rows (72 bytes a row and group), rows, inputs, x's stride. */
+void owngpt_step_small_rows(const int64_t *slots, Worker *worker) {
+    Linear l = {.inputs = slots[3], .rows = slots[2], .depth = (slots[3] + 31) / 32, .x_stride = slots[4], .x = POINTER(const bf16, 0)};
+    int64_t groups = l.depth * l.rows, first, last;
+    Small x = small_in(POINTER(uint8_t, 1), groups);
+    row_share(groups, worker->me, worker->threads, &first, &last);
+    make_small(&l, &x, first, last);
+}
+
+/* The sums of `count` rows' products with a tile, as whole numbers: eight-bit numbers multiply four inputs of all outputs at once. Each row's
+ * sum waits for its last product, so that several rows are worked on side by side. */
+static inline __attribute__((always_inline)) void add_small_products(const Small *x, int64_t group, const int count, const __m512i numbers[8],
+                                                                     Levels levels, __m512 *sums) {
+    const int32_t *high = (const int32_t *)(x->numbers + 64 * group), *low = high + 8; /* four inputs each; a row is 16 of them */
+    __m512i whole[4];
+    UNROLL
+    for (int m = 0; m < count; m++) whole[m] = _mm512_setzero_si512();
+    UNROLL
+    for (int j = 0; j < 8; j++) {
         UNROLL
-        for (int j = 0; j < 8; j++) {
-            tops[j % 2] = _mm512_dpbusd_epi32(tops[j % 2], numbers[j], _mm512_set1_epi32(high[j]));
-            rests[j % 2] = _mm512_dpbusd_epi32(rests[j % 2], numbers[j], _mm512_set1_epi32(low[j]));
-        }
-        __m512i whole = _mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(tops[0], tops[1]), 8), _mm512_add_epi32(rests[0], rests[1]));
-        __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), _mm512_set1_ps(x->scales[group])), sum = _mm512_set1_ps(x->sums[group]);
-        sums[m] = _mm512_fmadd_ps(product, levels.factors, _mm512_fmadd_ps(levels.offsets, sum, sums[m]));
+        for (int m = 0; m < count; m++) whole[m] = _mm512_dpbusd_epi32(whole[m], numbers[j], _mm512_set1_epi32(high[16 * m + j]));
+    }
+    UNROLL
+    for (int m = 0; m < count; m++) whole[m] = _mm512_slli_epi32(whole[m], 8);
+    UNROLL
+    for (int j = 0; j < 8; j++) {
+        UNROLL
+        for (int m = 0; m < count; m++) whole[m] = _mm512_dpbusd_epi32(whole[m], numbers[j], _mm512_set1_epi32(low[16 * m + j]));
+    }
+    UNROLL
+    for (int m = 0; m < count; m++) {
+        __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[m]), _mm512_set1_ps(x->scales[group + m]));
+        sums[m] = _mm512_fmadd_ps(product, levels.factors, _mm512_fmadd_ps(levels.offsets, _mm512_set1_ps(x->sums[group + m]), sums[m]));
     }
 }
 
@@ -128,16 +143,21 @@ static inline __attribute__((always_inline)) void add_small_products(const Small
 static inline __attribute__((always_inline)) void few_rows_of(const Linear *l, const Small *x, int64_t index, int64_t rows, const int64_t kind) {
     Block block = block_of(l->weight, kind, l->outputs, l->depth, index);
     const uint8_t *tile = block.tiles;
-    __m512 sums[FEW_ROWS];
+    __m512 sums[FEW_SMALL_ROWS];
     for (int64_t m = 0; m < rows; m++) sums[m] = _mm512_setzero_ps();
     for (int64_t k = 0; k < l->depth; k++, tile += tile_bytes(kind)) {
+        Levels levels = levels_of(tile, kind, block.scales);
+        __m512i numbers[8];
         ask_ahead(tile, l->depth * tile_bytes(kind), tile_bytes(kind));
-        add_small_products(x, k, l->depth, rows, tile, kind, block.scales, sums);
+        numbers_of(tile, kind, numbers);
+        int64_t m = 0;
+        for (; m + 4 <= rows; m += 4) add_small_products(x, k * rows + m, 4, numbers, levels, sums + m);
+        for (; m < rows; m++) add_small_products(x, k * rows + m, 1, numbers, levels, sums + m);
     }
     for (int64_t m = 0; m < rows; m++) put(l, m, 16 * index, sums[m], outputs_here(l, 16 * index));
 }
 
-/* Blocks [first, last) for up to FEW_ROWS rows. */
+/* Blocks [first, last) for up to FEW_SMALL_ROWS rows. */
 static inline __attribute__((always_inline)) void few_rows(const Linear *l, const Small *x, int64_t first, int64_t last, const int64_t kind) {
     for (int64_t block = first; block < last; block++)
         if (l->rows == 1) few_rows_of(l, x, block, 1, kind); /* whose sums stay in registers */
@@ -287,7 +307,7 @@ typedef struct {
     Unit unit;
 } Pair;
 
-/* A thread's own room: whole blocks as bf16 (small_rows uses it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
+/* A thread's own room: whole blocks as bf16 (a few rows use it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
 static Pair pair_of(const Linear *l, int64_t first, int64_t second, int64_t ahead, bf16 *room) {
     int64_t strip = l->depth < STRIP ? l->depth : STRIP;
     Pair pair = {.ahead = ahead, .strips = {room, room + strip * TILE}, .sums = (float *)(room + 2 * l->depth * TILE)};
@@ -428,20 +448,23 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
     }
 }
 
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, for up to FEW_ROWS rows),
- * rows, out, out's stride, wide, scratch: for each thread what pair_of says. */
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, x as the products take it (NULL: to be made so here, for a few rows),
+ * rows, out, out's stride, wide, scratch: for each thread what pair_of says, whether the products are of tiles. */
 void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
                 .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
-    if (!l.tiles && (l.kind == WEIGHT_BF16 || l.kind == WEIGHT_COMPACT)) {
+    int on_tiles = (int)slots[13];
+    if (!on_tiles && (l.kind == WEIGHT_BF16 || l.kind == WEIGHT_COMPACT)) {
         Whole x = whole_rows(&l, POINTER(bf16, 12) + worker->me * 2 * l.depth * TILE);
         while (next_share(worker, blocks, &first, &last)) plain_products(&l, &x, first, last);
         return;
     }
-    if (!l.tiles) {
-        Small x = small_rows(&l, POINTER(uint8_t, 12) + worker->me * 2 * l.depth * TILE * (int64_t)sizeof(bf16));
+    if (!on_tiles) {
+        bf16 *room = slots[7] ? POINTER(bf16, 7) : POINTER(bf16, 12) + worker->me * 2 * l.depth * TILE;
+        Small x = small_in((uint8_t *)room, l.depth * l.rows);
+        if (!slots[7]) make_small(&l, &x, 0, l.depth * l.rows);
         while (next_share(worker, blocks, &first, &last)) small_products(&l, &x, first, last);
         return;
     }
