@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from owngpt.engine.pace import CROWD, LARGEST_PIECE, SLOWDOWN, TILE, Pace
+from owngpt.engine.layout import TILE, rounded
+from owngpt.engine.pace import CROWD, LARGEST_PIECE, SLOWDOWN, Pace
 
 
 def seconds(rows: int) -> float:
@@ -34,6 +35,21 @@ def test_a_step_with_a_piece_takes_hardly_longer_than_readers_are_used_to() -> N
 def test_pieces_fill_whole_tiles() -> None:
     for writers in range(1, 70):
         assert (writers + settled(writers).budget(writers, 1)) % TILE == 0
+
+
+def test_where_every_row_costs_the_same_pieces_are_smaller_and_none_of_their_rows_is_lost() -> None:
+    for writers in range(1, 70):
+        fine, coarse = Pace(grain=4), Pace()
+        for pace in (fine, coarse):
+            for _ in range(50):
+                pace.took(writers, writers, 0.001 * writers)
+                rows = rounded(writers + pace.budget(writers, 1))
+                pace.took(writers, rows, 0.001 * rows)
+        piece = fine.budget(writers, 1)
+        assert piece >= 4
+        assert rounded(writers + piece) == writers + piece
+        assert piece <= coarse.budget(writers, 1)
+    assert Pace(grain=4).budget(8, 1) == 4 < Pace().budget(8, 1) == 8
 
 
 def test_a_faster_machine_takes_more_at_a_time() -> None:

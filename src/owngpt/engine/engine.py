@@ -66,6 +66,7 @@ class Engine:
             most_rows=most_rows,
             window=max(windows) if all(windows) else 0,
             whole_prompts=config.turns_by_length,
+            grain=runner.grain,
         )
         self._counts = Counts()
         self._intake = Intake(tokenizer, context_length)

@@ -15,7 +15,7 @@ from owngpt.engine.paged import Segment
 
 SPARE_BLOCK = 0
 """Takes what is computed only to fill up a shape."""
-ROWS = (1, 2, 3, 4, 8)
+ROWS = (1, 2, 3, 4, 8, 12)
 """Numbers of rows that are rounded up to; beyond, multiples of 16."""
 TILE = 16
 _ROUNDED = (0, *(next(size for size in ROWS if size >= rows) for rows in range(1, ROWS[-1] + 1)))
@@ -79,7 +79,8 @@ def arrange(parts: Sequence[Part]) -> Layout:
     if decoding and wanted:  # nearly all rows: no gathering
         rows = len(token_ids)
     if not decoding:  # empty ones cost nothing, and one tape serves them all; with fewer than tokens it is none of single tokens
-        segments += [Segment(0, 0, ())] * (min(rounded(len(segments)), len(token_ids) - 1) - len(segments))
+        most = min(-(-len(segments) // TILE) * TILE, len(token_ids) - 1)
+        segments += [Segment(0, 0, ())] * (most - len(segments))
     spans = tuple(spans_of([adapter for adapter, _ in groups], [count for _, count in groups])) if adapters != {None} else ()
     return Layout(Shape(len(token_ids), len(segments), rows, spans), token_ids, segments, wanted)
 

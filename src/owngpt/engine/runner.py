@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from owngpt.engine.adapters import packed_bank
-from owngpt.engine.layout import Layout, Part, Shape, arrange
+from owngpt.engine.layout import TILE, Layout, Part, Shape, arrange
+from owngpt.engine.packing import each_packed
 from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory, numbers_of
 from owngpt.formats.peft import Adapter
 from owngpt.kernels.tape import BufferPool, Tape, can_record
@@ -23,6 +24,8 @@ from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 
 KEPT_TAPES = 24
+GRAIN = 4
+"""Rows that vector products take side by side."""
 
 
 class Runner(Protocol):
@@ -36,6 +39,11 @@ class Runner(Protocol):
     @property
     def config(self) -> GPTConfig:
         """The model's shape."""
+        ...
+
+    @property
+    def grain(self) -> int:
+        """Rows that the time of a call grows by."""
         ...
 
     def run(self, parts: Sequence[Part]) -> Tensor:
@@ -124,6 +132,13 @@ class PackedRunner:
     def config(self) -> GPTConfig:
         """See :class:`Runner`."""
         return self.model.config
+
+    @property
+    def grain(self) -> int:
+        """See :class:`Runner`."""
+        on_tiles: set[bool] = set()
+        each_packed(self.model, lambda weight: on_tiles.add(weight.on_tiles(TILE)))
+        return TILE if True in on_tiles else GRAIN
 
     def run(self, parts: Sequence[Part]) -> Tensor:
         """See :class:`Runner`."""

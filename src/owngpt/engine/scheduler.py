@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from owngpt.engine.blocks import SPARE_BLOCK, BlockPool
+from owngpt.engine.layout import TILE
 from owngpt.engine.pace import LARGEST_PIECE, Pace
 from owngpt.engine.request import Request, Stream
 from owngpt.engine.sequence import TextSequence
@@ -102,10 +103,12 @@ class Scheduler:
         largest_piece: int = LARGEST_PIECE,
         window: int = 0,
         whole_prompts: bool = False,
+        grain: int = TILE,
     ) -> None:
         """
         :param window: tokens that the layer that looks back farthest sees; 0 for all.
         :param whole_prompts: never cut a prompt, for models that turn a token by the length of its text.
+        :param grain: rows that a step's time grows by.
         """
         self.pool, self._window, self._whole_prompts = pool, window, whole_prompts
         self.waiting: deque[Task] = deque()
@@ -113,7 +116,7 @@ class Scheduler:
         self.running: list[Task] = []
         self.preemptions = 0
         self._most_rows, self._largest_piece = most_rows, largest_piece
-        self._pace = Pace(largest_piece)
+        self._pace = Pace(largest_piece, grain)
 
     @property
     def idle(self) -> bool:

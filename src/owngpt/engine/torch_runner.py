@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from owngpt.engine.adapters import plain_bank, spans_of
-from owngpt.engine.layout import SPARE_BLOCK, Part
+from owngpt.engine.layout import SPARE_BLOCK, TILE, Part
 from owngpt.formats.peft import Adapter
 from owngpt.kernels.attention import attention_with_sinks
 from owngpt.model.config import GPTConfig
@@ -36,6 +36,11 @@ class TorchRunner:
     def config(self) -> GPTConfig:
         """See :class:`owngpt.engine.runner.Runner`."""
         return self.model.config
+
+    @property
+    def grain(self) -> int:
+        """See :class:`owngpt.engine.runner.Runner`."""
+        return TILE
 
     def run(self, parts: Sequence[Part]) -> Tensor:
         """See :class:`owngpt.engine.runner.Runner`."""

@@ -101,23 +101,30 @@ static inline __attribute__((always_inline)) void attend_one(const Paged *p, con
         }
         inverse[h] = 1.0f / (_mm512_reduce_add_ps(total) + (p->sinks ? exp2f(sink - highest) : 0.0f));
     }
-    for (int64_t d = 0; d < size; d += 16) {
-        __m512 sums[many];
+    for (int64_t d = 0; d < size; d += 32) { /* two sums a head: each waits for its last product */
+        __m512 sums[many][2];
         UNROLL
-        for (int h = 0; h < many; h++) sums[h] = _mm512_setzero_ps();
+        for (int h = 0; h < many; h++) sums[h][0] = sums[h][1] = _mm512_setzero_ps();
         for (int64_t j = start; j < end; j += PAGE) {
             const bf16 *tile = p->values + block_at(p, s, j, group) + d / 16 * 512;
-            for (int pair = 0; pair < 16; pair++) {
-                __m512bh v = (__m512bh)_mm512_loadu_si512(tile + pair * 32);
+            for (int pair = 0; pair < 16; pair++, tile += 32) {
+                __m512bh v0 = (__m512bh)_mm512_loadu_si512(tile), v1 = (__m512bh)_mm512_loadu_si512(tile + 512);
                 UNROLL
-                for (int h = 0; h < many; h++)
-                    sums[h] = _mm512_dpbf16_ps(sums[h], v, (__m512bh)_mm512_set1_epi32(((const int32_t *)(weights + h * room + j))[pair]));
+                for (int h = 0; h < many; h++) {
+                    __m512bh w = (__m512bh)_mm512_set1_epi32(((const int32_t *)(weights + h * room + j))[pair]);
+                    sums[h][0] = _mm512_dpbf16_ps(sums[h][0], v0, w);
+                    sums[h][1] = _mm512_dpbf16_ps(sums[h][1], v1, w);
+                }
             }
         }
         UNROLL
-        for (int h = 0; h < many; h++)
-            _mm256_storeu_si256((__m256i *)(p->out + (s->first + at) * p->heads * size + (head + h) * size + d),
-                                (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[h], _mm512_set1_ps(inverse[h]))));
+        for (int h = 0; h < many; h++) {
+            bf16 *out = p->out + (s->first + at) * p->heads * size + (head + h) * size + d;
+            __m512 f = _mm512_set1_ps(inverse[h]);
+            UNROLL
+            for (int side = 0; side < 2; side++)
+                _mm256_storeu_si256((__m256i *)(out + 16 * side), (__m256i)_mm512_cvtneps_pbh(_mm512_mul_ps(sums[h][side], f)));
+        }
     }
 }
 
@@ -217,7 +224,9 @@ void owngpt_step_attend(const int64_t *slots, Worker *worker) {
     char *scratch = POINTER(char, 15) + worker->me * slots[14];
     float *scores = (float *)scratch;
     bf16 *weights = (bf16 *)(scratch + slots[14] / 6 * 4);
-    int64_t total = 0, at = 0, first = 0, last = 0, together = slots[1] * p.groups >= 2 * worker->threads ? p.heads / p.groups : 1;
+    int64_t total = 0, at = 0, first = 0, last = 0, tokens = 0;
+    for (int64_t n = 0; n < slots[1]; n++) tokens += p.segments[n].count;
+    int64_t together = tokens * p.groups >= 2 * worker->threads ? p.heads / p.groups : 1;
     for (int64_t n = 0; n < slots[1]; n++) total += units(&p, p.segments + n, together);
     for (int64_t n = 0; n < slots[1]; n++) {
         const Segment *s = p.segments + n;
