@@ -29,7 +29,6 @@ FLAGS = (
     "-std=gnu17",
     "-fopenmp",
     "-fPIC",
-    "-shared",
     "-fno-math-errno",
     "-fno-trapping-math",
 )
@@ -41,19 +40,24 @@ COMPILE_SECONDS = 120
 class Library:
     """One shared library."""
 
-    sources: tuple[str, ...]
+    parts: tuple[tuple[str, ...], ...]
+    """Sources that are compiled as one, which spares reading the same headers again and again; the parts side by side."""
     flags: tuple[str, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Of all parts."""
+        return tuple(source for part in self.parts for source in part)
 
 
 TRAINING = (
-    "activation", "attention", "frozen", "loss", "low_rank", "norm", "orthogonal", "permission", "product", "rotary", "update",
-)  # fmt: skip
-LIBRARIES = {
-    "training": Library(TRAINING, ("-O3",)),
-    "inference": Library(("packed", "paged", "permission", "quantize", "rows", "sample", "steps"), ("-O1", "-ftree-vectorize")),
-}
-"""Apart, and inference compiled with less effort (its loops are written out), so that who only wants an answer waits less."""
-_started: dict[str, subprocess.Popen[str]] = {}
+    ("attention", "permission"),
+    ("activation", "frozen", "loss", "low_rank", "norm", "orthogonal", "product", "rotary", "update"),
+)
+INFERENCE = (("packed",), ("paged", "permission", "quantize", "rows", "sample", "steps"))
+LIBRARIES = {"training": Library(TRAINING, ("-O3",)), "inference": Library(INFERENCE, ("-O1", "-ftree-vectorize"))}
+"""Apart, and inference compiled with less effort (its loops are written out), so that who only wants an answer waits less. Two
+parts of each take about as long as each other, for two cores."""
 
 
 def cache_folder() -> Path:
@@ -135,27 +139,58 @@ def install(folder: Path) -> list[str]:
     targets = {name: folder / _file(name) for name in LIBRARIES}
     for file in set(folder.iterdir()) - set(targets.values()):
         file.unlink()
-    missing = {name: target for name, target in targets.items() if not target.exists()}
-    for name, target in missing.items():
-        _started[name] = _compilation(name, command, _temporary(target))
-    for name, target in missing.items():
+    compilations = [_Compilation(name, command, target) for name, target in targets.items() if not target.exists()]
+    for compilation in compilations:
         with suppress(OSError, subprocess.SubprocessError):
-            _compile(name, command, target)
+            compilation.finish()
     return [name for name, target in targets.items() if target.exists()]
 
 
-def _compilation(name: str, command: str, built: Path) -> subprocess.Popen[str]:
-    """Start compiling; all sources as one, which spares reading the same headers again and again."""
-    library = LIBRARIES[name]
+class _Compilation:
+    """The compilation of a library, under way. Its file gets its name at the end: two processes cannot meet half of one."""
+
+    def __init__(self, name: str, command: str, target: Path) -> None:
+        self._target, self._built = target, target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY_SUFFIX}")
+        self._command = [command, *_common_flags(), *LIBRARIES[name].flags]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        self._objects: dict[Path, subprocess.Popen[str]] = {}
+        for number, sources in enumerate(LIBRARIES[name].parts):
+            place = self._built.with_name(f"{self._built.name}.{number}")
+            self._objects[place] = _begin([*self._command, "-c", "-x", "c", "-", "-o", str(place)], sources)
+
+    def finish(self) -> None:
+        """Wait for what is left.
+
+        :raises subprocess.SubprocessError: the compiler complains, or takes longer than :data:`COMPILE_SECONDS`.
+        """
+        try:
+            for process in self._objects.values():
+                _, complaint = process.communicate(timeout=COMPILE_SECONDS)
+                if process.returncode:
+                    raise subprocess.CalledProcessError(process.returncode, self._command, stderr=complaint)
+            link = [*self._command, "-shared", *map(str, self._objects), "-o", str(self._built), "-lm"]
+            subprocess.run(link, check=True, timeout=COMPILE_SECONDS, capture_output=True, text=True)
+            self._built.replace(self._target)
+        finally:
+            for place, process in self._objects.items():
+                process.kill()
+                place.unlink(missing_ok=True)
+            self._built.unlink(missing_ok=True)
+
+
+def _begin(command: list[str], sources: tuple[str, ...]) -> subprocess.Popen[str]:
+    """Start compiling sources as one."""
     process = subprocess.Popen(
-        [command, *_common_flags(), *library.flags, "-x", "c", "-", "-o", str(built), "-lm"],
-        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )  # fmt: skip
     assert process.stdin is not None
-    process.stdin.write("".join(f'#include "{SOURCES / source}.c"\n' for source in library.sources))
+    process.stdin.write("".join(f'#include "{SOURCES / source}.c"\n' for source in sources))
     process.stdin.close()
     process.stdin = None  # communicate() would flush it again
     return process
+
+
+_started: dict[str, _Compilation] = {}
 
 
 def start(name: str) -> None:
@@ -169,27 +204,7 @@ def start(name: str) -> None:
     with suppress(OSError):
         target = _target(name)
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _started[name] = _compilation(name, command, _temporary(target))
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.stem}.{os.getpid()}{TEMPORARY_SUFFIX}")
-
-
-def _compile(name: str, command: str, target: Path) -> None:
-    """Compile to a temporary name and rename, so that two processes cannot meet half a file."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    built = _temporary(target)
-    process = _started.pop(name, None) or _compilation(name, command, built)
-    try:
-        _, complaint = process.communicate(timeout=COMPILE_SECONDS)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, command, stderr=complaint)
-        built.replace(target)
-    finally:
-        process.kill()
-        built.unlink(missing_ok=True)
+            _started[name] = _Compilation(name, command, target)
 
 
 @cache
@@ -205,7 +220,7 @@ def load(name: str) -> tuple[ctypes.CDLL | None, str]:
         if not target.exists():
             if command is None:
                 return None, "no C compiler found; install gcc or clang: training and inference are several times faster with it"
-            _compile(name, command, target)
+            (_started.pop(name, None) or _Compilation(name, command, target)).finish()
         return ctypes.CDLL(str(target)), f"compiled into {target.parent}"
     except subprocess.CalledProcessError as error:
         return None, f"the C compiler could not compile the kernels: {error.stderr.strip()[:300]}"

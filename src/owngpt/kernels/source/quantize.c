@@ -23,20 +23,29 @@ static void read_columns(const void *weight, int wide, int64_t outputs, int64_t 
     }
 }
 
+/* The tile as bf16, an output each 32 values; what lies outside of the matrix is 0, and so is what the products take for it. */
+static void read_rows(const void *weight, int wide, int64_t outputs, int64_t inputs, int64_t row, int64_t column, bf16 *tile) {
+    const __m512i exponent = _mm512_set1_epi16(0x7f80), sign = _mm512_set1_epi16((short)0x8000);
+    __mmask32 inside = inputs - column >= 32 ? 0xffffffffu : (1u << (inputs - column)) - 1;
+    for (int i = 0; i < 16; i++) {
+        __mmask32 here = row + i < outputs ? inside : 0;
+        int64_t from = here ? (row + i) * inputs + column : 0;
+        __m512i values;
+        if (wide) {
+            const float *at = (const float *)weight + from;
+            values = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps((__mmask16)(here >> 16), at + 16), _mm512_maskz_loadu_ps((__mmask16)here, at));
+        } else values = _mm512_maskz_loadu_epi16(here, (const bf16 *)weight + from);
+        __mmask32 normal = _mm512_test_epi16_mask(values, exponent);
+        _mm512_storeu_si512(tile + 32 * i, _mm512_mask_mov_epi16(_mm512_and_si512(values, sign), normal, values));
+    }
+}
+
 static inline __m512 as_half(__m512 x) { return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 static inline void put_halves(uint8_t *to, __m512 x) { _mm256_storeu_si256((__m256i *)to, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
 /* Rounded, at least 0 and at most 255. */
 static inline void put_bytes(uint8_t *to, __m512 x) { _mm_storeu_si128((__m128i *)to, _mm512_cvtusepi32_epi8(_mm512_cvtps_epi32(_mm512_max_ps(x, _mm512_setzero_ps())))); }
 static inline __m512 inverse_or_zero(__m512 x) {
     return _mm512_maskz_div_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_NEQ_OQ), _mm512_set1_ps(1.0f), x);
-}
-
-static void pack_bf16(const __m512 columns[GROUP], uint8_t *tile) {
-    for (int k = 0; k < GROUP; k++) {
-        bf16 values[16];
-        _mm256_storeu_si256((__m256i *)values, (__m256i)_mm512_cvtneps_pbh(columns[k]));
-        for (int i = 0; i < 16; i++) ((bf16 *)tile)[32 * i + k] = values[i];
-    }
 }
 
 /* Numbers of eight bits, an input each with the outputs in the lanes, as numbers_of reads them. */
@@ -228,9 +237,12 @@ int owngpt_pack(const void *weight, int form, int64_t outputs, int64_t inputs, i
             for (int64_t k = 0; k < depth; k++) {
                 __m512 columns[GROUP];
                 uint8_t *tile = tiles + (block * depth + k) * bytes;
+                if (kind == WEIGHT_BF16) {
+                    read_rows(weight, form, outputs, inputs, 16 * block, 32 * k, (bf16 *)tile);
+                    continue;
+                }
                 read_columns(weight, form, outputs, inputs, 16 * block, 32 * k, columns);
-                if (kind == WEIGHT_BF16) pack_bf16(columns, tile);
-                else pack_int8(columns, tile);
+                pack_int8(columns, tile);
             }
         }
         free(fitted);
@@ -346,11 +358,7 @@ int owngpt_pack_compact(const void *weight, int form, int64_t outputs, int64_t i
                 Block packed = block_of(weight, form - 2, outputs, depth, block);
                 unpack_tiles(&packed, 0, depth, values);
             } else
-                for (int64_t k = 0; k < depth; k++) {
-                    __m512 columns[GROUP];
-                    read_columns(weight, form, outputs, inputs, 16 * block, 32 * k, columns);
-                    pack_bf16(columns, (uint8_t *)(values + k * TILE));
-                }
+                for (int64_t k = 0; k < depth; k++) read_rows(weight, form, outputs, inputs, 16 * block, 32 * k, values + k * TILE);
             choose_upper(values, depth * TILE, uppers[block].bytes);
             int64_t count = pack_compact_block(values, outputs - 16 * block, inputs, uppers[block].bytes, tiles + block * depth * tile_bytes(WEIGHT_COMPACT), found);
             int64_t first = atomic_fetch_add(&taken, count);
