@@ -210,54 +210,92 @@ static inline void put_floats(const float *sums, float *to, int64_t stride, int 
     }
 }
 
+/* Up to 32 rows that pack_turned gave times 32 columns of strips, which are paired as they are read: on tiles they would have to be packed
+ * once more, for a product of 16 rows. `apart`: values from one strip to the next. */
+static void turned_times_strips(const bf16 *turned, int64_t rows, const bf16 *strips, int64_t apart, int64_t steps, float *sums) {
+    const __m512i pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    for (int64_t quarter = 0; quarter < (rows <= 16 ? 2 : 4); quarter++) { /* 16 rows x 16 columns */
+        const __m512i side = _mm512_add_epi16(pairs, _mm512_set1_epi16((short)(quarter % 2 * 16)));
+        const bf16 *left = turned + quarter / 2 * 512;
+        __m512 c[16];
+        UNROLL
+        for (int i = 0; i < 16; i++) c[i] = _mm512_setzero_ps();
+        for (int64_t k = 0; k < steps; k++)
+            for (int64_t pair = 0; pair < 16; pair++) {
+                const bf16 *two = strips + k * apart + pair * 64;
+                __m512bh right = (__m512bh)_mm512_permutex2var_epi16(_mm512_load_si512(two), side, _mm512_load_si512(two + 32));
+                const bf16 *values = left + k * PAIR + 2 * pair;
+                UNROLL
+                for (int i = 0; i < 16; i++) {
+                    int32_t value;
+                    memcpy(&value, values + 32 * i, sizeof value);
+                    c[i] = _mm512_dpbf16_ps(c[i], (__m512bh)_mm512_set1_epi32(value), right);
+                }
+            }
+        UNROLL
+        for (int i = 0; i < 16; i++) _mm512_store_ps(sums + 256 * quarter + 16 * i, c[i]);
+    }
+}
+
 /* The gradient of A from a block: (s dY B)^T x, width x inputs. */
 static void down_gradient(const Backward *w, const bf16 *d_hidden, const bf16 *x, int64_t rows, bf16 *small, bf16 *right, float *to) {
     int64_t steps = blocks(rows, EDGE), inputs = w->layer.inputs;
     float sums[PAIR] __attribute__((aligned(64)));
     pack_turned(d_hidden, w->width, w->width, rows, small);
-    pack_over_rows(x, inputs, rows, inputs, right);
+    if (MADE_OF_VECTORS) pack_strips(x, inputs, rows, inputs, right);
+    else pack_over_rows(x, inputs, rows, inputs, right);
     for (int64_t n = 0; n < blocks(inputs, EDGE); n++)
         for (int64_t s = 0; s < blocks(w->width, EDGE); s++) {
-            few_rows_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, w->width - s * EDGE);
+            const bf16 *turned = small + s * steps * PAIR;
+            if (MADE_OF_VECTORS) turned_times_strips(turned, w->width - s * EDGE, right + n * PAIR, blocks(inputs, EDGE) * PAIR, steps, sums);
+            else few_rows_times_panel(turned, right + n * steps * PAIR, steps, sums, w->width - s * EDGE);
             put_floats(sums, to + s * EDGE * inputs + n * EDGE, inputs, (int)least(EDGE, w->width - s * EDGE), 0, (int)least(EDGE, inputs - n * EDGE));
         }
 }
 
-/* The gradient of B from a block, turned: (s x A^T)^T dY of each span, rank x its rows. */
-static void up_gradient(const Backward *w, int64_t row, int64_t rows, bf16 *small, bf16 *right, float *to) {
+/* The gradient of B from a block, turned: (s x A^T)^T dY of each span, rank x its rows. dY lies in strips in `d_y`, whose place is used. */
+static void up_gradient(const Backward *w, int64_t row, int64_t rows, bf16 *small, bf16 *d_y, float *to) {
     const Layer *l = &w->layer;
     int64_t steps = blocks(rows, EDGE), done = 0;
     float sums[PAIR] __attribute__((aligned(64)));
-    pack_over_rows(w->d_y + row * l->outputs, l->outputs, rows, l->outputs, right);
+    if (!MADE_OF_VECTORS) pack_over_rows(w->d_y + row * l->outputs, l->outputs, rows, l->outputs, d_y);
     for (int64_t p = 0; p < l->spans; done += l->span[2 * p + 1] - l->span[2 * p], p++) {
         pack_turned(w->hidden + row * w->width + p * l->rank, w->width, l->rank, rows, small);
         for (int64_t n = first_step(l, p); n < first_step(l, p) + steps_of(l, p); n++)
             for (int64_t s = 0; s < blocks(l->rank, EDGE); s++) {
                 int64_t from = l->span[2 * p] > n * EDGE ? l->span[2 * p] - n * EDGE : 0, end = least(EDGE, l->span[2 * p + 1] - n * EDGE);
-                few_rows_times_panel(small + s * steps * PAIR, right + n * steps * PAIR, steps, sums, l->rank - s * EDGE);
+                const bf16 *turned = small + s * steps * PAIR;
+                if (MADE_OF_VECTORS) turned_times_strips(turned, l->rank - s * EDGE, d_y + n * PAIR, blocks(l->outputs, EDGE) * PAIR, steps, sums);
+                else few_rows_times_panel(turned, d_y + n * steps * PAIR, steps, sums, l->rank - s * EDGE);
                 put_floats(sums, to + s * EDGE * w->heights + done + n * EDGE - l->span[2 * p], w->heights, (int)least(EDGE, l->rank - s * EDGE), (int)from, (int)end);
             }
     }
 }
 
-/* Sums over blocks, in their order. */
+/* Sums over blocks, in their order, of 16 neighbours. */
+static inline __m512 sum_of_parts(const float *from, int64_t part, int64_t count, __mmask16 there) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t b = 0; b < count; b++, from += part) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(there, from));
+    return sum;
+}
+
+static inline __mmask16 first_of(int64_t left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
+
 static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_up) {
     const Layer *l = &w->layer;
+    int64_t flat = w->width * l->inputs;
 #pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < w->width; i++) {
-        float *to = d_down + i * l->inputs;
-        memset(to, 0, (size_t)l->inputs * sizeof(float));
-        for (int64_t b = 0; b < count; b++) {
-            const float *from = w->parts + b * w->part + i * l->inputs;
-            for (int64_t k = 0; k < l->inputs; k++) to[k] += from[k];
-        }
-    }
+    for (int64_t i = 0; i < flat; i += 16)
+        _mm512_mask_storeu_ps(d_down + i, first_of(flat - i), sum_of_parts(w->parts + i, w->part, count, first_of(flat - i)));
 #pragma omp for schedule(static)
-    for (int64_t o = 0; o < w->heights; o++)
-        for (int64_t j = 0; j < l->rank; j++) {
-            float sum = 0.0f;
-            for (int64_t b = 0; b < count; b++) sum += w->parts[b * w->part + w->width * l->inputs + j * w->heights + o];
-            d_up[o * l->rank + j] = sum;
+    for (int64_t o = 0; o < w->heights; o += 16)
+        for (int64_t j = 0; j < l->rank; j += 16) { /* B lies turned in the parts */
+            const float *from = w->parts + flat + j * w->heights + o;
+            __m512i rows[16];
+            for (int64_t i = 0; i < 16; i++)
+                rows[i] = j + i < l->rank ? _mm512_castps_si512(sum_of_parts(from + i * w->heights, w->part, count, first_of(w->heights - o))) : _mm512_setzero_si512();
+            transpose16(rows);
+            for (int64_t i = 0; i < 16 && o + i < w->heights; i++) _mm512_mask_storeu_ps(d_up + (o + i) * l->rank + j, first_of(l->rank - j), _mm512_castsi512_ps(rows[i]));
         }
 }
 
