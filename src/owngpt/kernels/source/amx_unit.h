@@ -71,14 +71,14 @@ static inline __attribute__((always_inline)) void pair_end(Unit *unit, float *c0
 }
 
 /* A square: two tiles of A, two of B. C tiles 0-3 (row by row), A tiles 4-5, B tiles 6-7. */
-static inline __attribute__((always_inline)) void square_begin(Unit *unit, float *const c[4], int more) {
+static inline __attribute__((always_inline)) void square_begin(Unit *unit, float *const c[4], int64_t stride, int more) {
     (void)unit;
     BARRIER();
     if (more) {
-        _tile_loadd(0, c[0], 64);
-        _tile_loadd(1, c[1], 64);
-        _tile_loadd(2, c[2], 64);
-        _tile_loadd(3, c[3], 64);
+        _tile_loadd(0, c[0], stride);
+        _tile_loadd(1, c[1], stride);
+        _tile_loadd(2, c[2], stride);
+        _tile_loadd(3, c[3], stride);
     } else {
         _tile_zero(0);
         _tile_zero(1);
@@ -108,11 +108,11 @@ static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Ro
     }
 }
 
-static inline __attribute__((always_inline)) void square_end(Unit *unit, float *const c[4]) {
+static inline __attribute__((always_inline)) void square_end(Unit *unit, float *const c[4], int64_t stride) {
     (void)unit;
-    _tile_stored(0, c[0], 64);
-    _tile_stored(1, c[1], 64);
-    _tile_stored(2, c[2], 64);
-    _tile_stored(3, c[3], 64);
+    _tile_stored(0, c[0], stride);
+    _tile_stored(1, c[1], stride);
+    _tile_stored(2, c[2], stride);
+    _tile_stored(3, c[3], stride);
     BARRIER();
 }

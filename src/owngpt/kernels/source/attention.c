@@ -76,6 +76,14 @@ static void pack_block(const bf16 *source, int64_t stride, int present, int size
 
 /* 32 x 32 sums over `steps`, at c or added to what is there: rows of A at a_stride, the two B tiles side by side; from step to step both move on. */
 static inline void tile_products(const bf16 *a, int64_t a_stride, int64_t a_step, const bf16 *b, int64_t b_step, int steps, float *c, int64_t c_stride, int more) {
+    if (MADE_OF_VECTORS) { /* each value of A is spread over a register once for both tiles of B */
+        Unit unit;
+        float *const squares[4] = {c, c + 16, c + 16 * c_stride, c + 16 * c_stride + 16};
+        square_begin(&unit, squares, c_stride * 4, more);
+        square_multiply(&unit, (Rows){a, a + 16 * a_stride, a_stride * 2, a_step}, (Columns){.first = b, .second = b + 512, .step = b_step}, steps);
+        square_end(&unit, squares, c_stride * 4);
+        return;
+    }
     for (int side = 0; side < 2; side++, b += 512, c += 16) {
         Unit unit;
         pair_begin(&unit, c, c + 16 * c_stride, c_stride * 4, more);
@@ -204,7 +212,7 @@ typedef struct {
     bf16 *query_columns, *grad_columns;                        /* B tiles over columns, per block of 32 queries */
     bf16 *query_pairs, *grad_pairs;                            /* B tiles over rows: [length/32][size/16] tiles */
     bf16 *weights, *slopes, *slope_tiles;                      /* a panel: [64][stride] twice; per block [2 steps][2] tiles */
-    float *d_keys, *d_values, *d_query_t;                      /* [length][size] twice, [size][stride] */
+    float *d_keys, *d_values, *d_query_t;                      /* [length][size] twice, [length/32][size][32] */
     float *delta, *log_sum;                                    /* [length] */
     float scores[BLOCK * BLOCK], products[BLOCK * BLOCK];
 } Workspace;
@@ -220,7 +228,14 @@ static void workspace_lay(Workspace *w, char *memory, int64_t length, int size) 
     w->weights = half, w->slopes = half + apart(length) * PANEL, w->slope_tiles = half + 2 * apart(length) * PANEL;
     float *full = (float *)(half + 3 * apart(length) * PANEL);
     w->d_keys = full, w->d_values = full + length * size, w->d_query_t = full + 2 * length * size;
-    w->delta = full + (2 * length + apart(length)) * size, w->log_sum = w->delta + length;
+    w->delta = full + 3 * length * size, w->log_sum = w->delta + length;
+}
+
+/* Of two rows, in 16 parts. */
+static inline __m512 row_product(const bf16 *a, const bf16 *b, int size) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int d = 0; d < size; d += 32) sum = _mm512_dpbf16_ps(sum, (__m512bh)_mm512_loadu_si512(a + d), (__m512bh)_mm512_loadu_si512(b + d));
+    return sum;
 }
 
 /* All that one head's queries bring to the products, and delta = sum(d_out * out) per query. */
@@ -236,14 +251,13 @@ static void load_head(const Shape *s, Workspace *w, const bf16 *query, const bf1
             pack_row_pairs(q + d, s->query_stride, present, w->query_pairs + (int64_t)block * size + d * 32);
             pack_row_pairs(g + d, s->out_stride, present, w->grad_pairs + (int64_t)block * size + d * 32);
         }
-        for (int i = 0; i < BLOCK; i++) {
-            float dot = 0.0f;
-            if (i < present)
-#pragma omp simd reduction(+ : dot)
-                for (int d = 0; d < size; d++) dot += to_float(g[i * s->out_stride + d]) * to_float(o[i * s->out_stride + d]);
-            w->delta[block + i] = dot;
-            w->log_sum[block + i] = i < present ? log_sums[block + i] : 1e30f;
+        for (int side = 0; side < BLOCK; side += 16) {
+            __m512 dots[16];
+            UNROLL
+            for (int i = 0; i < 16; i++) dots[i] = row_product(g + (side + i) * s->out_stride, o + (side + i) * s->out_stride, side + i < present ? size : 0);
+            _mm512_storeu_ps(w->delta + block + side, sums16(dots));
         }
+        for (int i = 0; i < BLOCK; i++) w->log_sum[block + i] = i < present ? log_sums[block + i] : 1e30f;
     }
 }
 
@@ -281,17 +295,17 @@ static void panel_product(const bf16 *panel, int64_t stride, const bf16 *pairs, 
                           sum + (int64_t)half * size + d, size, 1);
 }
 
-/* d_query_t[size][32 queries] += keys_t (size x 64 keys) times the slopes of the panel */
+/* d_query_t of a block += keys_t (size x 64 keys) times the slopes of the panel */
 static void query_product(const Workspace *w, int j0, int block, int64_t stride, int size, const bf16 *tiles) {
     for (int d = 0; d < size; d += 32)
-        tile_products(w->keys_t + (int64_t)d * stride + j0, stride, 32, tiles, 1024, 2, w->d_query_t + (int64_t)d * stride + block, stride, 1);
+        tile_products(w->keys_t + (int64_t)d * stride + j0, stride, 32, tiles, 1024, 2, w->d_query_t + (int64_t)block * size + d * BLOCK, BLOCK, 1);
 }
 
 /* What queries [begin, end) make of it; both are whole panels, or the end of all. */
 static void head_backward(const Shape *s, Workspace *w, int sequence, int64_t length, int begin, int end) {
     int size = s->size;
     int64_t stride = apart(length);
-    memset(w->d_query_t, 0, sizeof(float) * (size_t)(stride * size));
+    memset(w->d_query_t, 0, sizeof(float) * (size_t)(length * size));
     int to = end < s->time ? end : (int)length;
     for (int j0 = 0; j0 < end; j0 += PANEL) {
         int from = j0 > begin ? j0 : begin;
@@ -332,6 +346,15 @@ static void store_rows(const float *rows, int time, int size, bf16 *out, int64_t
     for (int t = 0; t < time; t++)
         for (int d = 0; d < size; d += 16)
             _mm256_storeu_si256((__m256i *)(out + t * stride + d), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(rows + (int64_t)t * size + d)));
+}
+
+/* A row of all parts, in their order. */
+static inline void store_sum(const float *row, int64_t from_part_to_part, int parts, int size, bf16 *out) {
+    for (int d = 0; d < size; d += 16) {
+        __m512 sum = _mm512_loadu_ps(row + d);
+        for (int part = 1; part < parts; part++) sum = _mm512_add_ps(sum, _mm512_loadu_ps(row + part * from_part_to_part + d));
+        _mm256_storeu_si256((__m256i *)(out + d), (__m256i)_mm512_cvtneps_pbh(sum));
+    }
 }
 
 /* d_query, d_key, d_value share one row stride. */
@@ -376,7 +399,7 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
                 load_head(&s, w, query + base * query_stride + (int64_t)h * size, out + at, d_out + at, log_sums + ((int64_t)b * heads + h) * time, length);
                 head_backward(&s, w, b, length, begin, end);
                 for (int block = begin; block < end; block += BLOCK)
-                    store_transposed(w->d_query_t + block, stride, ones, time - block < BLOCK ? time - block : BLOCK, size,
+                    store_transposed(w->d_query_t + (int64_t)block * size, BLOCK, ones, time - block < BLOCK ? time - block : BLOCK, size,
                                      d_query + (base + block) * d_stride + (int64_t)h * size, d_stride);
             }
             if (apart_sums) continue;
@@ -384,16 +407,15 @@ int owngpt_attention_backward(const bf16 *query, int64_t query_stride, const bf1
             store_rows(w->d_values, time, size, d_value + base * d_stride + (int64_t)g * size, d_stride);
         }
         if (apart_sums) {
-#pragma omp for schedule(static)
-            for (int task = 0; task < batch * groups; task++) {
-                int64_t base = (int64_t)(task / groups) * time * d_stride + (int64_t)(task % groups) * size, count = 2 * length * size;
-                float *sums = apart_sums + (int64_t)task * shared * count;
-                int parts = shared + (task == batch * groups - 1 ? units - tasks : 0);
-                for (int h = 1; h < parts; h++)
-                    for (int64_t i = 0; i < count; i++) sums[i] += sums[h * count + i];
-                store_rows(sums, time, size, d_key + base, d_stride);
-                store_rows(sums + length * size, time, size, d_value + base, d_stride);
-            }
+#pragma omp for collapse(2) schedule(static)
+            for (int task = 0; task < batch * groups; task++)
+                for (int t = 0; t < time; t++) {
+                    const float *sums = apart_sums + ((int64_t)task * shared * 2 * length + t) * size;
+                    int64_t to = ((int64_t)(task / groups) * time + t) * d_stride + (int64_t)(task % groups) * size;
+                    int parts = shared + (task == batch * groups - 1 ? units - tasks : 0);
+                    store_sum(sums, 2 * length * size, parts, size, d_key + to);
+                    store_sum(sums + length * size, 2 * length * size, parts, size, d_value + to);
+                }
         }
         tiles_end();
         free(memory);

@@ -3,7 +3,6 @@
 
 #ifdef MATRIX_UNIT
 
-enum { TASKS_A_THREAD = 2 };
 
 /* columns x depth of a factor, in panels of 32 columns with all their steps. Returns 0. */
 int owngpt_pack_frozen(const bf16 *values, int64_t stride, int across, int64_t columns, int64_t depth, bf16 *to, int threads) {
@@ -44,11 +43,12 @@ int owngpt_pack_frozen_int8(const int8_t *numbers, const uint16_t *factors, int6
 }
 
 /* Without an update: values (rows x depth) times packed panels, plus bias (a column each, or NULL), to rows x columns. A task is a slice of the
- * columns, so that a large weight is read once by all threads together. Returns 0, or 1 without memory. */
+ * columns, so that a large weight is read once by all threads together; each packs its rows again, so there are few where rows are long.
+ * Returns 0, or 1 without memory. */
 int owngpt_frozen_product(const bf16 *values, const bf16 *weight, const float *bias, bf16 *out, int64_t rows, int64_t columns, int64_t depth, int threads) {
     if (!rows) return 0;
     int64_t tall = least(whole_edges(rows), LARGEST_BLOCK), down = blocks(rows, tall), panels = blocks(columns, EDGE), steps = blocks(depth, EDGE);
-    int64_t slices = least(panels, blocks(TASKS_A_THREAD * threads, down));
+    int64_t slices = least(panels, blocks(depth > columns ? threads : 2 * threads, down));
     int failed = 0;
 #pragma omp parallel num_threads(threads)
     {

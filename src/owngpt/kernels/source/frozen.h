@@ -18,13 +18,13 @@ typedef struct {
 static inline void square_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, const char *next, int lines) {
     Unit unit;
     float *const c[4] = {sums, sums + 256, sums + 512, sums + 768};
-    square_begin(&unit, c, more);
+    square_begin(&unit, c, 64, more);
     square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, next, 2 * lines, 0}, steps);
     for (int64_t i = 0; i < extra->steps; i++) {
         const bf16 *a = extra->left + extra->from[i] * PAIR, *b = extra->right + i * PAIR;
         square_multiply(&unit, (Rows){a, a + 512, 64, 0}, (Columns){.first = b, .second = b + 512}, 1);
     }
-    square_end(&unit, c);
+    square_end(&unit, c, 64);
 }
 
 /* A strip of 32 rows times a panel of 32 columns, or of 16 with one of two `halves`, added to `sums` where `more`. The next

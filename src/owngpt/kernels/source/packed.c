@@ -368,19 +368,19 @@ static inline void multiply_strip(const Linear *l, Pair *pair, int64_t from, int
 static inline void multiply_square(const Linear *l, Pair *pair, int64_t from, int64_t to, int64_t g) {
     const bf16 *x = l->tiles + g * l->depth * TILE, *y = x + l->depth * TILE;
     float *const c = pair->sums + 512 * g, *const squares[4] = {c, c + 512, c + 256, c + 768};
-    square_begin(&pair->unit, squares, from > 0);
+    square_begin(&pair->unit, squares, 64, from > 0);
     if (!g) unpack_and_multiply(x, y, pair, from, to);
     else multiply(&pair->unit, x + from * TILE, y + from * TILE, pair->strips[0], pair->strips[1], to - from);
-    square_end(&pair->unit, squares);
+    square_end(&pair->unit, squares, 64);
 }
 
 /* 17 to 32 tokens: the sums of both groups stay in the tile registers. */
 static void multiply_both(const Linear *l, Pair *pair) {
     float *const c = pair->sums, *const squares[4] = {c, c + 512, c + 256, c + 768};
-    square_begin(&pair->unit, squares, 0);
+    square_begin(&pair->unit, squares, 64, 0);
     for (int64_t from = 0; from < l->depth; from += STEP)
         unpack_and_multiply(l->tiles, l->tiles + l->depth * TILE, pair, from, from + STEP < l->depth ? from + STEP : l->depth);
-    square_end(&pair->unit, squares);
+    square_end(&pair->unit, squares, 64);
 }
 
 static inline __m512 sigmoid16(__m512 x) {

@@ -78,9 +78,9 @@ enum { AHEAD = 4 /* steps that B is asked for before it is needed */ };
 static inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, float *sums, int more) {
     Unit unit;
     float *c[4] = {sums, sums + 256, sums + 512, sums + 768};
-    square_begin(&unit, c, more);
+    square_begin(&unit, c, 64, more);
     square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, right + AHEAD * PAIR, 32, 1}, steps);
-    square_end(&unit, c);
+    square_end(&unit, c, 64);
 }
 
 #endif

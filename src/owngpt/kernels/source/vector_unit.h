@@ -8,15 +8,16 @@ static inline void tiles_end(void) {}
 typedef struct {
     float *c[4];
     int64_t stride; /* bytes */
+    int fresh; /* what lies there is not yet to be added to */
 } Unit;
 
 enum { NEAR_STEPS = 6 /* whose tiles stay in the first-level cache */, MADE_OF_VECTORS = 1 };
 
-/* One tile of A by one of B, added to C. */
-static inline __attribute__((always_inline)) void tile_multiply(float *c, int64_t stride, const bf16 *a, const Rows *rows, const bf16 *b, const Columns *columns, int64_t first, int64_t last) {
+/* One tile of A by one of B, added to C unless that is fresh. */
+static inline __attribute__((always_inline)) void tile_multiply(float *c, int64_t stride, int fresh, const bf16 *a, const Rows *rows, const bf16 *b, const Columns *columns, int64_t first, int64_t last) {
     __m512 sums[16];
     UNROLL
-    for (int i = 0; i < 16; i++) sums[i] = _mm512_loadu_ps((const float *)((const char *)c + i * stride));
+    for (int i = 0; i < 16; i++) sums[i] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps((const float *)((const char *)c + i * stride));
     for (int64_t k = first; k < last; k++) {
         const char *row = (const char *)(a + k * rows->step);
         const bf16 *right = b + k * columns->step;
@@ -35,48 +36,45 @@ static inline __attribute__((always_inline)) void tile_multiply(float *c, int64_
     for (int i = 0; i < 16; i++) _mm512_storeu_ps((float *)((char *)c + i * stride), sums[i]);
 }
 
-static inline void tile_zero(float *c, int64_t stride) {
-    for (int i = 0; i < 16; i++) _mm512_storeu_ps((float *)((char *)c + i * stride), _mm512_setzero_ps());
-}
-
 static inline Columns asking_nothing(Columns b) {
     b.lines = 0;
     return b;
 }
 
 static inline __attribute__((always_inline)) void pair_begin(Unit *unit, float *c0, float *c1, int64_t stride, int more) {
-    *unit = (Unit){{c0, c1}, stride};
-    if (more) return;
-    tile_zero(c0, stride);
-    tile_zero(c1, stride);
+    *unit = (Unit){{c0, c1}, stride, !more};
 }
 
 static inline __attribute__((always_inline)) void pair_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
     Columns silent = asking_nothing(b);
     for (int64_t first = 0; first < steps; first += NEAR_STEPS) {
         int64_t last = first + NEAR_STEPS < steps ? first + NEAR_STEPS : steps;
-        tile_multiply(unit->c[0], unit->stride, a.first, &a, b.first, &b, first, last);
-        tile_multiply(unit->c[1], unit->stride, a.second, &a, b.first, &silent, first, last);
+        tile_multiply(unit->c[0], unit->stride, unit->fresh, a.first, &a, b.first, &b, first, last);
+        tile_multiply(unit->c[1], unit->stride, unit->fresh, a.second, &a, b.first, &silent, first, last);
+        unit->fresh = 0;
     }
 }
 
 static inline __attribute__((always_inline)) void wide_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
-    tile_multiply(unit->c[0], unit->stride, a.first, &a, b.first, &b, 0, steps);
-    tile_multiply(unit->c[1], unit->stride, a.first, &a, b.second, &b, 0, steps);
+    tile_multiply(unit->c[0], unit->stride, unit->fresh, a.first, &a, b.first, &b, 0, steps);
+    tile_multiply(unit->c[1], unit->stride, unit->fresh, a.first, &a, b.second, &b, 0, steps);
+    unit->fresh = 0;
 }
 
 static inline void pair_end(Unit *unit, float *c0, float *c1, int64_t stride) { (void)unit, (void)c0, (void)c1, (void)stride; }
 
-static inline void square_begin(Unit *unit, float *const c[4], int more) {
-    *unit = (Unit){{c[0], c[1], c[2], c[3]}, 64};
-    for (int i = 0; i < 4 && !more; i++) tile_zero(c[i], 64);
+static inline void square_begin(Unit *unit, float *const c[4], int64_t stride, int more) {
+    *unit = (Unit){{c[0], c[1], c[2], c[3]}, stride, !more};
 }
 
-/* Eight rows of A by two tiles of B, added to C: each value of A serves twice. */
-static inline __attribute__((always_inline)) void half_multiply(float *c0, float *c1, const bf16 *a, const Rows *rows, const Columns *b, int64_t first, int64_t last, int asking) {
+/* Eight rows of A by two tiles of B, added to C unless that is fresh: each value of A serves twice. */
+static inline __attribute__((always_inline)) void half_multiply(float *c0, float *c1, int64_t stride, int fresh, const bf16 *a, const Rows *rows, const Columns *b, int64_t first, int64_t last, int asking) {
     __m512 sums[16];
     UNROLL
-    for (int i = 0; i < 8; i++) sums[i] = _mm512_loadu_ps(c0 + 16 * i), sums[i + 8] = _mm512_loadu_ps(c1 + 16 * i);
+    for (int i = 0; i < 8; i++) {
+        sums[i] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c0 + i * stride);
+        sums[i + 8] = fresh ? _mm512_setzero_ps() : _mm512_loadu_ps(c1 + i * stride);
+    }
     for (int64_t k = first; k < last; k++) {
         const char *row = (const char *)(a + k * rows->step);
         const bf16 *left = b->first + k * b->step, *right = b->second + k * b->step;
@@ -94,7 +92,7 @@ static inline __attribute__((always_inline)) void half_multiply(float *c0, float
         }
     }
     UNROLL
-    for (int i = 0; i < 8; i++) _mm512_storeu_ps(c0 + 16 * i, sums[i]), _mm512_storeu_ps(c1 + 16 * i, sums[i + 8]);
+    for (int i = 0; i < 8; i++) _mm512_storeu_ps(c0 + i * stride, sums[i]), _mm512_storeu_ps(c1 + i * stride, sums[i + 8]);
 }
 
 static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
@@ -102,10 +100,12 @@ static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Ro
         int64_t last = first + NEAR_STEPS < steps ? first + NEAR_STEPS : steps;
         for (int half = 0; half < 4; half++) {
             const bf16 *rows = (const bf16 *)((const char *)(half < 2 ? a.first : a.second) + half % 2 * 8 * a.stride);
-            int at = half / 2 * 2, from = half % 2 * 128;
-            half_multiply(unit->c[at] + from, unit->c[at + 1] + from, rows, &a, &b, first, last, half == 0);
+            int64_t stride = unit->stride / (int64_t)sizeof(float), from = half % 2 * 8 * stride;
+            int at = half / 2 * 2;
+            half_multiply(unit->c[at] + from, unit->c[at + 1] + from, stride, unit->fresh, rows, &a, &b, first, last, half == 0);
         }
+        unit->fresh = 0;
     }
 }
 
-static inline void square_end(Unit *unit, float *const c[4]) { (void)unit, (void)c; }
+static inline void square_end(Unit *unit, float *const c[4], int64_t stride) { (void)unit, (void)c, (void)stride; }
