@@ -13,8 +13,8 @@ from owngpt.kernels.linear import weight_gradient
 
 BLOCK_VALUES = 128 * 1024 * 1024
 """Logits held at once (256 MB in bfloat16): more blocks would each add to the weight gradient in float32."""
-FROZEN_BLOCK_VALUES = 24 * 1024 * 1024
-"""The same for a head that has no gradient (48 MB, which stay with the process, see memory.py)."""
+FROZEN_BLOCK_VALUES = 15 * 1024 * 1024
+"""The same for a head that has no gradient (30 MB, which stay with the process, see memory.py)."""
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor, *, scale: float = 1.0) -> Tensor:
