@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from owngpt.data.batches import Batch
 from owngpt.kernels.memory import keep_freed_memory
@@ -143,24 +144,20 @@ class TrainModule:
 
     def _gradients(self, batches: Sequence[Batch], scale: float) -> tuple[float, dict[str, Tensor]]:
         """(mean loss, gradient by parameter name); several passes add up in float32."""
+        trained = [(entry.name, entry.parameter) for entry in self.optimizer.entries]
+        narrow = [(name, parameter) for name, parameter in trained if parameter.dtype != torch.float32]
         sums: dict[str, Tensor] = {}
         total = 0.0
+        self.model.zero_grad(set_to_none=True)
         for index, batch in enumerate(batches):
-            self.model.zero_grad(set_to_none=True)
             self.model.dropout.restart(self.seed * 1_000_003 + self.optimizer.step_count * 1009 + index)
             loss = self.objective.loss(self.model, batch, scale)
-            loss.backward()
+            loss.backward()  # adds up by itself what has float32
             total += float(loss.detach())
-            for name, parameter in self.model.named_parameters():
-                if parameter.grad is None:
-                    continue
-                if len(batches) == 1:
-                    sums[name] = parameter.grad
-                elif name in sums:
-                    sums[name].add_(parameter.grad)
-                else:
-                    sums[name] = parameter.grad.float()
-        return total, sums
+            if len(batches) > 1:
+                _move_gradients(narrow, sums)
+        found = {name: sums.get(name, parameter.grad) for name, parameter in trained}
+        return total, {name: gradient for name, gradient in found.items() if gradient is not None}
 
     def rehearse(self, batches: Sequence[Batch]) -> float:
         """A step without its update, for timing: returns the loss and leaves no trace."""
@@ -199,3 +196,15 @@ class TrainModule:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """The inverse of :meth:`state_dict`."""
         self.optimizer.load_state_dict(state)
+
+
+def _move_gradients(parameters: Sequence[tuple[str, Parameter]], sums: dict[str, Tensor]) -> None:
+    """Add gradients to their sums in float32."""
+    for name, parameter in parameters:
+        if parameter.grad is None:
+            continue
+        if name in sums:
+            sums[name].add_(parameter.grad)
+        else:
+            sums[name] = parameter.grad.float()
+        parameter.grad = None
