@@ -52,6 +52,15 @@ def test_where_every_row_costs_the_same_pieces_are_smaller_and_none_of_their_row
     assert Pace(grain=4).budget(8, 1) == 4 < Pace().budget(8, 1) == 8
 
 
+def test_rows_that_seemed_to_cost_nothing_do_not_let_in_far_more() -> None:
+    for grain in (4, TILE):
+        pace = Pace(grain=grain)
+        pace.took(3, rounded(7), 0.010)
+        for _ in range(10):
+            pace.took(7, 7, 0.010)  # computed as eight rows
+        assert pace.budget(7, 1) <= 2 * TILE
+
+
 def test_a_faster_machine_takes_more_at_a_time() -> None:
     slow, quick = settled(8), Pace()
     for _ in range(50):

@@ -15,9 +15,9 @@ from owngpt.train.optimizer import OptimizerSettings
 from owngpt.train.step import TrainModule
 
 
-def gradients(batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def gradients(batches: list[Batch], dtype: torch.dtype = torch.float32) -> tuple[float, dict[str, torch.Tensor]]:
     """(mean loss, gradients) of a fresh model without dropout."""
-    module = make_module(dropout=0.0)
+    module = make_module(dropout=0.0, dtype=dtype)
     tokens = sum(int((batch.targets >= 0).sum()) for batch in batches)
     loss, sums = module._gradients(batches, 1.0 / tokens)
     return loss, {name: value.clone() for name, value in sums.items()}
@@ -38,6 +38,18 @@ def test_accumulated_gradients_are_those_of_one_large_batch() -> None:
         torch.testing.assert_close(accumulated[name], whole[name], rtol=1e-5, atol=1e-5)
     means = torch.stack([gradients([part])[1]["embedding.weight"] for part in parts]).mean(0)
     assert (means - whole["embedding.weight"]).abs().max() > 1e-4, "the batches must be able to tell the two apart"
+
+
+def test_gradients_of_bfloat16_weights_are_added_up_in_float32() -> None:
+    large = Batches(split_of(text(0)), context_length=CONTEXT, batch_size=8, seed=3).next()
+    parts = [Batch(large.inputs[i : i + 2], large.targets[i : i + 2], None, 0.0) for i in range(0, 8, 2)]
+    _, exact = gradients([large])
+    loss, added = gradients(parts, torch.bfloat16)
+    assert loss == pytest.approx(gradients([large])[0], rel=0.01)
+    assert {value.dtype for value in added.values()} == {torch.float32}
+    assert added.keys() == exact.keys()
+    for name, expected in exact.items():
+        assert float((added[name] - expected).norm()) < 0.03 * float(expected.norm()), name
 
 
 def test_a_step_counts_targets_and_not_padding() -> None:

@@ -60,9 +60,12 @@ class Pace:
             self._mixed[rows] = (1 - WEIGHT) * self._mixed.get(rows, seconds) + WEIGHT * seconds
 
     def _expected(self, rows: int, writers: int, usual: float) -> float:
-        """Seconds of a step of so many rows: as known, or by what rows beyond the writers' cost in the nearest smaller one."""
-        known = max((size for size in self._mixed if writers < size <= rows), default=None)
-        if known is None:
+        """Seconds of a step of so many rows: as known, or by what rows beyond the writers' cost in the nearest smaller one.
+
+        That is at least half as large: rows that seemed to cost nothing say nothing of many more.
+        """
+        known = max((size for size in self._mixed if writers < size <= rows), default=0)
+        if 2 * known < rows:
             return math.inf
         found = self._mixed[known]
         return found + max(found - usual, 0.0) * (rows - known) / (known - writers)

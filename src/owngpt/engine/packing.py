@@ -234,8 +234,8 @@ def _swap(model: nn.Module, name: str, new: nn.Module) -> None:
     setattr(model.get_submodule(parent) if parent else model, leaf, new)
 
 
-def each_packed(model: GPT, action: Callable[[PackedWeight], None]) -> None:
-    """Visit every packed weight."""
+def each_packed(model: nn.Module, action: Callable[[PackedWeight], None]) -> None:
+    """Visit every packed weight of a model or of a part of it."""
     for module in model.modules():
         if isinstance(module, PackedLinear | PackedEmbedding):
             action(module.packed)

@@ -137,7 +137,7 @@ class PackedRunner:
     def grain(self) -> int:
         """See :class:`Runner`."""
         on_tiles: set[bool] = set()
-        each_packed(self.model, lambda weight: on_tiles.add(weight.on_tiles(TILE)))
+        each_packed(self.model.blocks, lambda weight: on_tiles.add(weight.on_tiles(TILE)))
         return TILE if True in on_tiles else GRAIN
 
     def run(self, parts: Sequence[Part]) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from owngpt.engine import records
-from owngpt.engine.layout import ROWS
+from owngpt.engine.layout import ROWS, TILE
 from owngpt.engine.packing import each_packed, packed_kinds
 from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
@@ -78,7 +78,8 @@ def _measure(model: GPT, most: int) -> Tuning:
         threads = most if len(counts) == 1 else min(counts, key=lambda count: (_seconds(model, 1, tiles_from, count), -count))
         if packed_kinds(model) <= {"bf16", "compact"}:
             return Tuning(tiles_from_unmeasured(), threads)
-        for rows in reversed([rows for rows in ROWS if 2 <= rows <= FEW]):
+        sizes = [rows for rows in ROWS if 2 <= rows <= FEW] + [TILE] * (tiles_from > TILE)  # a whole tile decides for more
+        for rows in reversed(sizes):
             if _seconds(model, rows, rows + 1, threads) < _seconds(model, rows, 1, threads):
                 break  # with fewer rows vector products are faster still
             tiles_from = rows

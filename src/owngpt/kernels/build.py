@@ -154,9 +154,13 @@ class _Compilation:
         self._command = [command, *_common_flags(), *LIBRARIES[name].flags]
         target.parent.mkdir(parents=True, exist_ok=True)
         self._objects: dict[Path, subprocess.Popen[str]] = {}
-        for number, sources in enumerate(LIBRARIES[name].parts):
-            place = self._built.with_name(f"{self._built.name}.{number}")
-            self._objects[place] = _begin([*self._command, "-c", "-x", "c", "-", "-o", str(place)], sources)
+        try:
+            for number, sources in enumerate(LIBRARIES[name].parts):
+                place = self._built.with_name(f"{self._built.name}.{number}")
+                self._objects[place] = _begin([*self._command, "-c", "-x", "c", "-", "-o", str(place)], sources)
+        except BaseException:
+            self._clean()
+            raise
 
     def finish(self) -> None:
         """Wait for what is left.
@@ -172,10 +176,13 @@ class _Compilation:
             subprocess.run(link, check=True, timeout=COMPILE_SECONDS, capture_output=True, text=True)
             self._built.replace(self._target)
         finally:
-            for place, process in self._objects.items():
-                process.kill()
-                place.unlink(missing_ok=True)
-            self._built.unlink(missing_ok=True)
+            self._clean()
+
+    def _clean(self) -> None:
+        for place, process in self._objects.items():
+            process.kill()
+            place.unlink(missing_ok=True)
+        self._built.unlink(missing_ok=True)
 
 
 def _begin(command: list[str], sources: tuple[str, ...]) -> subprocess.Popen[str]:

@@ -51,6 +51,7 @@ def _rows_at_once(rows: int, most: int, trained: bool) -> int:
     """Of the head's products: as many as may be where a gradient is added up, else blocks of one size, whole tiles."""
     if trained or most < 32:
         return max(1, most)
+    most = most // 32 * 32
     return -(-rows // (-(-rows // most) * 32)) * 32 if rows > most else most
 
 

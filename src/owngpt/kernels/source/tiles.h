@@ -2,8 +2,8 @@
  * consecutive steps lie side by side) and adds the product to a tile C (16 x 16 float).
  *
  * Where the processor has AMX the unit is that, and C is in registers from begin to end. Elsewhere it is made of vectors, and C lies
- * in memory between calls. So whoever has several steps to do gives them in one call, and whoever begins leaves that memory alone
- * until the end. */
+ * in memory between calls. So whoever has several steps to do gives them in one call (one at least: without any, what lies in C stays),
+ * and whoever begins leaves that memory alone until the end. */
 #pragma once
 #include "vectors.h"
 
