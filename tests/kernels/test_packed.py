@@ -75,6 +75,18 @@ def test_a_row_has_the_same_product_alone_and_among_others(kind: Kind) -> None:
         assert torch.equal(product(x[:rows], weight, None, torch.float32), together[:rows])
 
 
+@pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
+def test_a_row_has_the_same_vector_products_alone_and_among_others(kind: Kind) -> None:
+    weight = pack(weight_of(80, 96), kind)
+    x = weight_of(FEW, 96, seed=2).bfloat16()
+    weight.tiles_from = FEW + 1
+    together = product(x, weight, None, torch.float32)
+    for rows in (1, 2, 3, 4, 5):
+        for first in (0, FEW - rows):
+            found = product(x[first : first + rows].clone(), weight, None, torch.float32)
+            assert torch.equal(found, together[first : first + rows])
+
+
 @pytest.mark.parametrize(
     ("kind", "worst"), [("bf16", 0.003), ("compact", 0.003), ("int8", 0.007), ("int6", 0.02), ("int4", 0.08)]
 )
