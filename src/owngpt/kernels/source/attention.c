@@ -1,4 +1,4 @@
-/* Causal attention, forward and backward (FlashAttention's recomputation, arXiv 2205.14135), on AMX tiles.
+/* Causal attention, forward and backward (FlashAttention's recomputation, arXiv 2205.14135), on matrix tiles (tiles.h).
  *
  * Everything is computed transposed, keys down and queries across: then a query is a vector lane, a row's maximum and sum need no
  * horizontal steps, and the probabilities come out in just the layout in which the next product reads them.

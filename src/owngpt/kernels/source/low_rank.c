@@ -213,9 +213,8 @@ static inline void put_floats(const float *sums, float *to, int64_t stride, int 
 /* Up to 32 rows that pack_turned gave times 32 columns of strips, which are paired as they are read: on tiles they would have to be packed
  * once more, for a product of 16 rows. `apart`: values from one strip to the next. */
 static void turned_times_strips(const bf16 *turned, int64_t rows, const bf16 *strips, int64_t apart, int64_t steps, float *sums) {
-    const __m512i pairs = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
     for (int64_t quarter = 0; quarter < (rows <= 16 ? 2 : 4); quarter++) { /* 16 rows x 16 columns */
-        const __m512i side = _mm512_add_epi16(pairs, _mm512_set1_epi16((short)(quarter % 2 * 16)));
+        const __m512i pairs = pairs_of((int)(quarter % 2));
         const bf16 *left = turned + quarter / 2 * 512;
         __m512 c[16];
         UNROLL
@@ -223,7 +222,7 @@ static void turned_times_strips(const bf16 *turned, int64_t rows, const bf16 *st
         for (int64_t k = 0; k < steps; k++)
             for (int64_t pair = 0; pair < 16; pair++) {
                 const bf16 *two = strips + k * apart + pair * 64;
-                __m512bh right = (__m512bh)_mm512_permutex2var_epi16(_mm512_load_si512(two), side, _mm512_load_si512(two + 32));
+                __m512bh right = (__m512bh)_mm512_permutex2var_epi16(_mm512_load_si512(two), pairs, _mm512_load_si512(two + 32));
                 const bf16 *values = left + k * PAIR + 2 * pair;
                 UNROLL
                 for (int i = 0; i < 16; i++) {

@@ -15,11 +15,16 @@ typedef struct {
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
+/* Where pairs of neighbours come from in two rows of 32 values: columns 0-15, or 16-31 where `side` is 1. */
+static inline __m512i pairs_of(int side) {
+    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    return _mm512_add_epi16(first, _mm512_set1_epi16((short)(16 * side)));
+}
+
 /* Two rows of 32 values -> pairs of neighbours: columns 0-15 and 16-31. */
 static inline void interleave(__m512i even, __m512i odd, __m512i *low, __m512i *high) {
-    const __m512i first = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-    *low = _mm512_permutex2var_epi16(even, first, odd);
-    *high = _mm512_permutex2var_epi16(even, _mm512_add_epi16(first, _mm512_set1_epi16(16)), odd);
+    *low = _mm512_permutex2var_epi16(even, pairs_of(0), odd);
+    *high = _mm512_permutex2var_epi16(even, pairs_of(1), odd);
 }
 
 /* 32 rows x 32 values of which rows x columns exist -> the two registers of each row pair. */
