@@ -18,6 +18,7 @@ from owngpt.finetune.examples.example import Chat, Origin
 from owngpt.finetune.objectives.preference import Preference, PreferenceSettings, answers
 from owngpt.finetune.objectives.preference_batch import PreferenceBatch
 from owngpt.finetune.objectives.supervised import Supervised
+from owngpt.finetune.planner import units_at_once
 from owngpt.finetune.rendering.renderer import Renderer
 from owngpt.finetune.sequences.batches import make_batch
 from owngpt.finetune.sequences.encoded import Encoded
@@ -58,8 +59,9 @@ class OwnGPT:
         """Learn from random rows: seconds and the loss before the update."""
         rows = torch.from_numpy(random_rows(self.spec, seed))
         began = time.perf_counter()
-        # A row a pass, as the planner of `owngpt finetune` does for rows of this length: the memory is that of one.
-        loss = self.module.run([Batch(row[None, :-1], row[None, 1:], None, 0.0) for row in rows], 1.0).loss
+        # As many rows a pass as the planner of `owngpt finetune` takes of this length.
+        passes = rows.split(units_at_once(self.model.config, self.spec.context_length))
+        loss = self.module.run([Batch(each[:, :-1], each[:, 1:], None, 0.0) for each in passes], 1.0).loss
         return {"loss": loss, "seconds": time.perf_counter() - began}
 
     def encode(self, chats: Chats) -> list[tuple[list[int], list[bool]]]:

@@ -132,7 +132,7 @@ def test_a_pass_holds_as_much_as_memory_allows_whatever_the_model():
     assert small.context_length == large.context_length == 2000
     assert (large.batch_size, large.accumulation) == (1, 2)
     short = shape_of(FinetuneConfig(), SMALL, "sft", replace(facts, longest=500), math.inf)
-    assert (short.context_length, short.batch_size, short.accumulation) == (512, 1, 8)
+    assert (short.context_length, short.batch_size, short.accumulation) == (512, 2, 4)
     assert small.batch_size * small.accumulation == large.batch_size * large.accumulation
 
 

@@ -25,7 +25,7 @@ PACKED_ROW = 512
 """Tokens of a row that short examples are packed into."""
 ROUNDED_TO = 16
 """Rows have a multiple of it, which matrix units like."""
-PASS_VALUES = 12_000_000
+PASS_VALUES = 18_000_000
 """Tokens x width x layers of one forward pass: bounds the memory of activations."""
 LEAST_STEP_TOKENS, MODEL_STEP_TOKENS, MOST_STEP_TOKENS = 256, 512, 4096
 """Of a step. While the examples are few, many small steps learn more of them than a few large ones: an adapter takes the least,
@@ -156,9 +156,13 @@ def shape_of(settings: FinetuneConfig, model: GPTConfig, method: Method, facts: 
     if settings.batch_size:
         return Shape(context, settings.batch_size, settings.accumulation or 1, settings.pack)
     units = max(1, round(step_tokens / each)) if method == "sft" else _units_a_step(method, facts, tokens_affordable)
-    at_once = max(1, round(PASS_VALUES / (model.hidden_size * model.layers * max(each, 1))))
-    accumulation = settings.accumulation or -(-units // at_once)
+    accumulation = settings.accumulation or -(-units // units_at_once(model, each))
     return Shape(context, max(1, round(units / accumulation)), accumulation, settings.pack)
+
+
+def units_at_once(model: GPTConfig, tokens: float) -> int:
+    """Rows, pairs or texts of so many tokens in one forward pass."""
+    return max(1, round(PASS_VALUES / (model.hidden_size * model.layers * max(tokens, 1))))
 
 
 def _step_tokens(settings: FinetuneConfig, facts: Facts, affordable: float) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from owngpt.kernels import library, tape
+from owngpt.kernels import library, pool, tape
 
 _PLAIN = {
     "gelu": functional.gelu,
@@ -75,7 +75,7 @@ def gate_of(x: Tensor) -> Tensor | None:
 def gate_again(gate_up: Tensor) -> Tensor:
     """(..., 2F) → (..., F): SwiGLU by the compiled kernel, without a gradient."""
     width = gate_up.shape[-1] // 2
-    out = torch.empty(*gate_up.shape[:-1], width, dtype=gate_up.dtype)
+    out = pool.empty((*gate_up.shape[:-1], width), gate_up.dtype)
     library.call("swiglu", gate_up, out, gate_up.numel() // (2 * width), width)
     return out
 
@@ -90,7 +90,7 @@ class _SwiGLU(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> Tensor:  # type: ignore[override]
         (gate_up,) = ctx.saved_tensors
         width = gate_up.shape[-1] // 2
-        d_gate_up = torch.empty_like(gate_up)
+        d_gate_up = pool.empty_like(gate_up)
         library.call("swiglu_backward", d_out.contiguous(), gate_up, d_gate_up, gate_up.numel() // (2 * width), width)
         return d_gate_up
 
@@ -98,7 +98,7 @@ class _SwiGLU(torch.autograd.Function):
 class _Pointwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
-        out = torch.empty_like(x)
+        out = pool.empty_like(x)
         library.call(name, x, out, x.numel())
         ctx.save_for_backward(x)
         ctx.name = name
@@ -107,6 +107,6 @@ class _Pointwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (x,) = ctx.saved_tensors
-        d_x = torch.empty_like(x)
+        d_x = pool.empty_like(x)
         library.call(f"{ctx.name}_backward", d_out.contiguous(), x, d_x, x.numel())
         return d_x, None

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.functional import pad
 
-from owngpt.kernels import library
+from owngpt.kernels import library, pool
 from owngpt.kernels.rotary import _rows
 
 LONGEST_ON_TILES = 8192
@@ -71,8 +71,8 @@ class _TileAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, starts: Tensor | None, window: int, scale: float) -> Tensor:
         query, key, value = _rows(query), _rows(key), _rows(value)
         batch, time, heads, size = query.shape
-        out = torch.empty(batch, time, heads * size, dtype=query.dtype)
-        log_sums = torch.empty(batch, heads, time)
+        out = pool.empty((batch, time, heads * size), query.dtype)
+        log_sums = pool.empty((batch, heads, time))
         starts = None if starts is None else starts.to(torch.int32).contiguous()
         library.call(
             "attention", query, query.stride(1), key, key.stride(1), value, value.stride(1), out, log_sums, starts,
@@ -87,7 +87,7 @@ class _TileAttention(torch.autograd.Function):
         query, key, value, out, log_sums, starts = ctx.saved_tensors
         batch, time, heads, size = query.shape
         groups = key.shape[2]
-        together = torch.empty(batch, time, heads + 2 * groups, size, dtype=query.dtype)
+        together = pool.empty((batch, time, heads + 2 * groups, size), query.dtype)
         d_query, d_key, d_value = together.split([heads, groups, groups], dim=2)
         library.call(
             "attention_backward", query, query.stride(1), key, key.stride(1), value, value.stride(1), out,

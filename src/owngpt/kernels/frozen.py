@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from owngpt.kernels import library
+from owngpt.kernels import library, pool
 from owngpt.kernels.linear import product
 
 EDGE = 32
@@ -57,8 +57,9 @@ class FrozenWeight:
         tiles = self.forward.view(panels, steps, 2, 16, 16, 2).permute(0, 2, 4, 1, 3, 5)
         return tiles.reshape(panels * EDGE, steps * EDGE)[: self.outputs, : self.inputs].contiguous()
 
-    def _room(self) -> Tensor:
-        return torch.empty(-(-self.outputs // EDGE) * -(-self.inputs // EDGE) * EDGE * EDGE, dtype=self.dtype)
+    @property
+    def _packed_values(self) -> int:
+        return -(-self.outputs // EDGE) * -(-self.inputs // EDGE) * EDGE * EDGE
 
 
 class PackedTwice(FrozenWeight):
@@ -67,7 +68,7 @@ class PackedTwice(FrozenWeight):
     def __init__(self, weight: Tensor) -> None:
         super().__init__(*weight.shape)
         weight = weight.detach().contiguous()
-        self._forward, self._backward = self._room(), self._room()
+        self._forward, self._backward = (torch.empty(self._packed_values, dtype=self.dtype) for _ in range(2))
         library.call("pack_frozen", weight, self.inputs, 1, self.outputs, self.inputs, self._forward)
         library.call("pack_frozen", weight, self.inputs, 0, self.inputs, self.outputs, self._backward)
 
@@ -110,7 +111,7 @@ class Int8Weight(FrozenWeight):
         return self._packed(0)
 
     def _packed(self, across: int) -> Tensor:
-        room = self._room()
+        room = pool.empty((self._packed_values,), self.dtype)
         library.call("pack_frozen_int8", self._numbers, self._factors, self.outputs, self.inputs, across, room)
         return room
 
@@ -137,7 +138,7 @@ def forward_product(x: Tensor, weight: Tensor | FrozenWeight, bias: Tensor | Non
     """x W^T + b: x (n, in) → (n, out) in the type of ``x``; W (out, in), b (out,)."""
     if isinstance(weight, Tensor):
         return product(x, weight.t(), bias)
-    y = x.new_empty(len(x), weight.outputs)
+    y = pool.empty((len(x), weight.outputs), x.dtype)
     bias = None if bias is None else bias.float().contiguous()
     library.call("frozen_product", x.contiguous(), weight.forward, bias, y, len(x), weight.outputs, weight.inputs)
     return y

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from owngpt.kernels import library
+from owngpt.kernels import library, pool
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -25,7 +25,7 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None, out: Tensor
     """
     rows, depth = left.shape
     columns = right.shape[1]
-    out = torch.empty(rows, columns, dtype=left.dtype, device=left.device) if out is None else out
+    out = pool.empty((rows, columns), left.dtype, left.device) if out is None else out
     if not _ours(left, right):
         return torch.mm(left, right, out=out) if bias is None else torch.addmm(bias.to(left.dtype), left, right, out=out)
     wide = None if bias is None else bias.float().contiguous()

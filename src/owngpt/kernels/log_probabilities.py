@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from owngpt.kernels import pool
 from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
 from owngpt.kernels.linear import product, weight_gradient
 from owngpt.kernels.loss import block_gradient
@@ -55,7 +56,7 @@ class _LinearLogProbabilities(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor | FrozenWeight, targets: Tensor) -> Tensor:
         result = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
         ctx.head_is_frozen = not ctx.needs_input_grad[1]
-        own = torch.empty_like(hidden) if ctx.head_is_frozen and ctx.needs_input_grad[0] else None
+        own = pool.empty_like(hidden) if ctx.head_is_frozen and ctx.needs_input_grad[0] else None
         for rows in _blocks(len(targets), len(weight)):
             wanted = targets[rows].contiguous()
             logits = forward_product(hidden[rows], weight)
@@ -73,7 +74,7 @@ class _LinearLogProbabilities(torch.autograd.Function):
             (own,) = ctx.saved_tensors
             return own * d_result[:, None].to(own.dtype), None, None
         hidden, weight, targets = ctx.saved_tensors
-        d_hidden = torch.empty_like(hidden)
+        d_hidden = pool.empty_like(hidden)
         d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device)
         for rows in _blocks(len(targets), len(weight)):
             logits = product(hidden[rows], weight.t())

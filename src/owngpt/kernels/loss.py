@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owngpt.kernels import library
+from owngpt.kernels import library, pool
 from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
 from owngpt.kernels.linear import weight_gradient
 
@@ -62,7 +62,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = _rows_at_once(len(targets), (BLOCK_VALUES if want_weight else FROZEN_BLOCK_VALUES) // weight.shape[0], want_weight)
         blocks = range(0, len(targets), rows)
         total = torch.zeros((), dtype=torch.float64 if hidden.device.type != "mps" else torch.float32, device=hidden.device)
-        d_hidden = torch.empty_like(hidden) if want_gradient else None
+        d_hidden = pool.empty_like(hidden) if want_gradient else None
         d_weight: Tensor | None = None
         for first in blocks:
             part = hidden[first : first + rows]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from owngpt.kernels import library
+from owngpt.kernels import library, pool
 from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
 from owngpt.kernels.linear import product, weight_gradient
 from owngpt.kernels.remake import Recipe, recipe_of
@@ -71,7 +71,7 @@ class _Frozen(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        d_x = d_y.new_empty(*d_y.shape[:-1], ctx.weight.inputs)
+        d_x = pool.empty((*d_y.shape[:-1], ctx.weight.inputs), d_y.dtype)
         input_product(d_y.reshape(-1, ctx.weight.outputs), ctx.weight, d_x.view(-1, ctx.weight.inputs))
         return d_x, None, None
 
@@ -82,18 +82,19 @@ class _FrozenLowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float,
         recipe: Recipe | None,
     ) -> Tensor:  # fmt: skip
-        x, small_down, small_up = x.contiguous(), down.to(x.dtype), up.to(x.dtype)
+        x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
         bias = None if bias is None else bias.float().contiguous()
         rows, rank = x.numel() // weight.inputs, up.shape[1]
-        hidden, y = x.new_empty(rows, len(spans) * rank), x.new_empty(*x.shape[:-1], weight.outputs)
+        hidden = pool.empty((rows, len(spans) * rank), x.dtype)
+        y = pool.empty((*x.shape[:-1], weight.outputs), x.dtype)
         library.call(
-            "low_rank", x, weight.forward, bias, small_down, small_up, _table(spans),
+            "low_rank", x, weight.forward, bias, down, up, _are_float(down, up), _table(spans),
             len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
         )  # fmt: skip
         kept = (x,) if recipe is None else recipe.sources
-        ctx.save_for_backward(hidden, small_down, small_up, *kept)
+        ctx.save_for_backward(hidden, down, up, *kept)
         ctx.make = None if recipe is None else recipe.make
-        ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.types = weight, spans, rank, scale, (down.dtype, up.dtype)
+        ctx.weight, ctx.spans, ctx.rank, ctx.scale = weight, spans, rank, scale
         return y
 
     @staticmethod
@@ -102,13 +103,20 @@ class _FrozenLowRank(torch.autograd.Function):
         weight, spans = ctx.weight, ctx.spans
         x = kept[0] if ctx.make is None else ctx.make(*kept)
         d_y = d_y.contiguous()
-        d_x = d_y.new_empty(*d_y.shape[:-1], weight.inputs) if ctx.needs_input_grad[0] else None
+        d_x = pool.empty((*d_y.shape[:-1], weight.inputs), d_y.dtype) if ctx.needs_input_grad[0] else None
         d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
         library.call(
-            "low_rank_backward", d_y, x, hidden, weight.backward, down, up, _table(spans), len(spans), ctx.rank, ctx.scale,
-            d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
+            "low_rank_backward", d_y, x, hidden, weight.backward, down, up, _are_float(down, up), _table(spans), len(spans),
+            ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
         )  # fmt: skip
-        return d_x, None, None, d_down.to(ctx.types[0]), d_up.to(ctx.types[1]), None, None, None
+        return d_x, None, None, d_down.to(down.dtype), d_up.to(up.dtype), None, None, None
+
+
+def _are_float(down: Tensor, up: Tensor) -> int:
+    """What the kernels read both factors as: bfloat16, or float32, which they round themselves."""
+    assert down.dtype == up.dtype, (down.dtype, up.dtype)
+    assert down.dtype in (torch.float32, torch.bfloat16), down.dtype
+    return int(down.dtype == torch.float32)
 
 
 @cache

@@ -43,8 +43,13 @@ def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape)
     if not count:
         return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(private_pages(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
+
+
+def private_pages(count: int) -> mmap.mmap:
+    """``count`` bytes from the system: zeros that are not there until they are written to, and go with the last reference."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
-    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, **private), dtype=dtype, count=count).view(shape)
+    return mmap.mmap(-1, count, **private)
 
 
 class HugePages:
@@ -77,7 +82,7 @@ def _huge(count: int) -> Tensor:
     """Bytes from the beginning of a huge page on; ordinary memory where there are none."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return torch.empty(count, dtype=torch.uint8)
-    mapped = mmap.mmap(-1, count + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    mapped = private_pages(count + HUGE_PAGE)
     with suppress(OSError):  # a kernel built without them
         mapped.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(mapped, dtype=torch.uint8)

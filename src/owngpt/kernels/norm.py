@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from owngpt.kernels import library, tape
+from owngpt.kernels import library, pool, tape
 from owngpt.kernels.dropout import Dropout
 
 
@@ -71,7 +71,7 @@ def norm_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
 
 def norm_again(summed: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
     """The normed sum, (..., C), without a gradient."""
-    normed = torch.empty_like(summed)
+    normed = pool.empty_like(summed)
     library.call("rms_norm_again", summed, weight, rstd, normed, rstd.numel(), weight.numel())
     return normed
 
@@ -82,8 +82,8 @@ class _AddRMSNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, epsilon: float, dropout: Dropout | None
     ) -> tuple[Tensor, Tensor]:
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
-        summed = x if update is None else torch.empty_like(x)
-        normed = torch.empty_like(x)
+        summed = x if update is None else pool.empty_like(x)
+        normed = pool.empty_like(x)
         rstd = torch.empty(rows, dtype=torch.float32)
         weight = weight.float()
         library.call("add_rms_norm", x, update, weight, summed, normed, rstd, rows, width, epsilon, *_dropout_arguments(dropout))
@@ -101,8 +101,8 @@ class _AddRMSNorm(torch.autograd.Function):
         if d_normed is None:
             d_normed = torch.zeros_like(summed)
         rows, width = rstd.numel(), weight.numel()
-        d_x = torch.empty_like(summed)
-        d_update = torch.empty_like(summed) if ctx.dropout else None
+        d_x = pool.empty_like(summed)
+        d_update = pool.empty_like(summed) if ctx.dropout else None
         parts = torch.zeros(torch.get_num_threads(), width)
         d_summed = None if d_summed is None else d_summed.contiguous()
         library.call(
@@ -121,8 +121,8 @@ class _AddLayerNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor, epsilon: float
     ) -> tuple[Tensor, Tensor]:
         rows, width = x.numel() // x.shape[-1], x.shape[-1]
-        summed = x if update is None else torch.empty_like(x)
-        normed = torch.empty_like(x)
+        summed = x if update is None else pool.empty_like(x)
+        normed = pool.empty_like(x)
         mean, rstd = torch.empty(rows), torch.empty(rows)
         weight = weight.float()
         library.call("add_layer_norm", x, update, weight, bias.float(), summed, normed, mean, rstd, rows, width, epsilon)
@@ -137,7 +137,7 @@ class _AddLayerNorm(torch.autograd.Function):
         d_normed = torch.zeros_like(summed) if d_normed is None else d_normed.contiguous()
         d_summed = None if d_summed is None else d_summed.contiguous()
         rows, width = rstd.numel(), weight.numel()
-        d_x = torch.empty_like(summed)
+        d_x = pool.empty_like(summed)
         parts = torch.zeros(torch.get_num_threads(), 2, width)
         library.call("add_layer_norm_backward", d_summed, d_normed, summed, weight, mean, rstd, d_x, parts, rows, width)
         d_weight, d_bias = parts.sum(0)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from owngpt.kernels import library, tape
+from owngpt.kernels import library, pool, tape
 
 LARGEST_RECORDED = 1024
 """Elements of a head that the step takes."""
@@ -148,7 +148,7 @@ class _SplitHeads(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, time = projected.shape[:2]
         turned = layout.heads + layout.groups
-        rotated = torch.empty(batch, time, turned, layout.size, dtype=projected.dtype)
+        rotated = pool.empty((batch, time, turned, layout.size), projected.dtype)
         query_weight = None if query_weight is None else query_weight.float()
         key_weight = None if key_weight is None else key_weight.float()
         rstd = torch.empty(batch * time * turned if query_weight is not None else 0)
@@ -159,7 +159,7 @@ class _SplitHeads(torch.autograd.Function):
         value = projected.unflatten(-1, (turned + layout.groups, layout.size))[:, :, turned:]
         normed = query_weight is not None
         # Without a norm only the values are of use later: a copy of them lets the rest go.
-        value = value.view_as(value) if normed else value.clone(memory_format=torch.contiguous_format)
+        value = value.view_as(value) if normed else pool.empty_like(value).copy_(value)
         ctx.save_for_backward(projected if normed else None, query_weight, key_weight, rstd)
         ctx.layout, ctx.rotation = layout, rotation
         return rotated[:, :, : layout.heads], rotated[:, :, layout.heads :], value
@@ -170,7 +170,7 @@ class _SplitHeads(torch.autograd.Function):
         layout, rotation = ctx.layout, ctx.rotation
         d_query, d_key, d_value = (_rows(gradient) for gradient in (d_query, d_key, d_value))
         batch, time = d_query.shape[:2]
-        d_projected = torch.empty(batch, time, layout.width, dtype=d_query.dtype)
+        d_projected = pool.empty((batch, time, layout.width), d_query.dtype)
         parts = torch.zeros(torch.get_num_threads(), 2, layout.size)
         library.call(
             "rotate_backward", d_query, d_query.stride(1), d_key, d_key.stride(1), d_value, d_value.stride(1), projected,

@@ -22,6 +22,20 @@ typedef struct {
     float scale;
 } Layer;
 
+/* A factor as bf16: what is stored in float is rounded into `room`. */
+static const bf16 *rounded(const void *values, int is_float, int64_t count, bf16 *room) {
+    if (!is_float) return values;
+    for (int64_t i = 0; i < count; i++) room[i] = to_bf16(((const float *)values)[i]);
+    return room;
+}
+
+/* Rows of B, of all spans. */
+static int64_t heights_of(const int64_t *span, int64_t spans) {
+    int64_t count = 0;
+    for (int64_t p = 0; p < spans; p++) count += span[2 * p + 1] - span[2 * p];
+    return count;
+}
+
 static int64_t block_of(int64_t rows) {
     int64_t tall = blocks(blocks(rows, MOST_BLOCKS), EDGE) * EDGE;
     return tall < SMALLEST_BLOCK ? SMALLEST_BLOCK : tall > LARGEST_BLOCK ? LARGEST_BLOCK : tall;
@@ -100,20 +114,23 @@ static void hidden_block(const Layer *l, const bf16 *left, int64_t steps, int64_
 }
 
 /* x: rows x inputs; bias: outputs float32 or NULL; y: rows x outputs; hidden: rows x (spans * rank), s x A^T. weight: panels of outputs.
- * Returns 0, or 1 without memory. */
-int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans, int64_t rank,
+ * down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
+int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans, int64_t rank,
                     float scale, bf16 *hidden, bf16 *y, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
-    Layer l = {weight, down, up, span, spans, rank, inputs, outputs, rows, scale};
-    int64_t steps = blocks(inputs, EDGE), width = spans * rank, tall = block_of(rows), strips = tall / EDGE, panels = blocks(outputs, EDGE);
+    Layer l = {weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale};
+    int64_t steps = blocks(inputs, EDGE), width = spans * rank, tall = block_of(rows), strips = tall / EDGE, panels = blocks(outputs, EDGE), heights = heights_of(span, spans);
     int64_t count = pack_up(&l, NULL, NULL, NULL), extra = spans * blocks(rank, EDGE);
     Packed packed = {0};
-    packed.down = aligned_alloc(64, (size_t)(whole_edges(width) * steps * EDGE + count * PAIR + PAIR) * sizeof(bf16));
+    packed.down = aligned_alloc(64, (size_t)(whole_edges(width) * steps * EDGE + count * PAIR + PAIR + whole_edges(width * inputs + heights * rank)) * sizeof(bf16));
     packed.first = malloc((size_t)(panels + 1 + count) * sizeof(int64_t));
     int failed = !packed.down || !packed.first;
     if (!failed) {
         packed.up = packed.down + whole_edges(width) * steps * EDGE;
         packed.from = packed.first + panels + 1;
-        owngpt_pack_frozen(down, inputs, 1, width, inputs, packed.down, 1);
+        bf16 *room = packed.up + (count + 1) * PAIR;
+        l.up = rounded(up, are_float, heights * rank, room);
+        l.down = rounded(down, are_float, width * inputs, room + heights * rank);
+        owngpt_pack_frozen(l.down, inputs, 1, width, inputs, packed.down, 1);
         pack_up(&l, packed.first, packed.from, packed.up);
     }
 #pragma omp parallel num_threads(threads) if (!failed)
@@ -299,15 +316,14 @@ static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_
 }
 
 /* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. d_x: rows x inputs, or NULL; d_down: (spans * rank) x
- * inputs and d_up: (rows of all spans) x rank, float32. Returns 0, or 1 without memory. */
-int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden, const bf16 *weight, const bf16 *down, const bf16 *up, const int64_t *span, int64_t spans,
+ * inputs and d_up: (rows of all spans) x rank, float32. down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
+int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden, const bf16 *weight, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans,
                              int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
-    Backward w = {{weight, down, up, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, 0, 0};
+    Backward w = {{weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, heights_of(span, spans), 0};
     int64_t tall = block_of(rows), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
-    for (int64_t p = 0; p < spans; p++) w.heights += span[2 * p + 1] - span[2 * p];
     w.part = w.width * inputs + rank * w.heights;
     int64_t ups = pack_up_over_outputs(&w.layer, NULL) * PAIR, downs = blocks(inputs, EDGE) * extra * PAIR;
-    bf16 *packed = aligned_alloc(64, (size_t)(ups + downs + PAIR) * sizeof(bf16));
+    bf16 *packed = aligned_alloc(64, (size_t)(ups + downs + PAIR + whole_edges(w.part)) * sizeof(bf16));
     w.parts = malloc((size_t)(count * w.part + 1) * sizeof(float));
     int64_t panels = blocks(inputs, EDGE);
     w.first = malloc((size_t)(panels + 1 + panels * extra) * sizeof(int64_t));
@@ -317,8 +333,10 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
         for (int64_t n = 0; n <= panels; n++) w.first[n] = n * extra;
         for (int64_t i = 0; i < panels * extra; i++) w.from[i] = i % extra;
         w.up = packed, w.down = packed + ups;
+        bf16 *room = packed + ups + downs + PAIR;
+        w.layer.up = rounded(up, are_float, rank * w.heights, room);
         pack_up_over_outputs(&w.layer, packed);
-        owngpt_pack_frozen(down, inputs, 0, inputs, w.width, packed + ups, 1);
+        owngpt_pack_frozen(rounded(down, are_float, w.width * inputs, room + rank * w.heights), inputs, 0, inputs, w.width, packed + ups, 1);
     }
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
