@@ -88,7 +88,7 @@ static inline __attribute__((always_inline)) void square_begin(Unit *unit, float
 }
 
 /* What is asked for is spread among the products: its way from the second-level cache is what the tiles wait for. */
-static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps) {
+static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Rows a, Columns b, int64_t steps, const Extra *extra) {
     (void)unit;
     Columns quarter = b;
     quarter.lines = b.lines / 4;
@@ -104,6 +104,17 @@ static inline __attribute__((always_inline)) void square_multiply(Unit *unit, Ro
         ask_for(&quarter, 4 * i + 2);
         _tile_dpbf16ps(1, 4, 7);
         ask_for(&quarter, 4 * i + 3);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    for (int64_t i = 0; i < extra->steps; i++) {
+        const bf16 *left = extra->left + extra->from[i] * 1024, *right = extra->right + i * 1024;
+        _tile_loadd(4, left, 64);
+        _tile_loadd(5, left + 512, 64);
+        _tile_loadd(6, right, 64);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_loadd(7, right + 512, 64);
+        _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(3, 5, 7);
     }
 }

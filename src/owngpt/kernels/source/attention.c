@@ -80,7 +80,7 @@ static inline void tile_products(const bf16 *a, int64_t a_stride, int64_t a_step
         Unit unit;
         float *const squares[4] = {c, c + 16, c + 16 * c_stride, c + 16 * c_stride + 16};
         square_begin(&unit, squares, c_stride * 4, more);
-        square_multiply(&unit, (Rows){a, a + 16 * a_stride, a_stride * 2, a_step}, (Columns){.first = b, .second = b + 512, .step = b_step}, steps);
+        square_multiply(&unit, (Rows){a, a + 16 * a_stride, a_stride * 2, a_step}, (Columns){.first = b, .second = b + 512, .step = b_step}, steps, &NO_EXTRA);
         square_end(&unit, squares, c_stride * 4);
         return;
     }

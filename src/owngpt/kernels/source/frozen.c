@@ -64,7 +64,7 @@ int owngpt_frozen_product(const bf16 *values, const bf16 *weight, const float *b
             if (!left) continue;
             int64_t row = task / slices * tall, first = panels * (task % slices) / slices, last = panels * (task % slices + 1) / slices;
             Block block = {values + row * depth, depth, left, least(tall, rows - row), depth, weight + first * steps * PAIR, least(columns, last * EDGE) - first * EDGE,
-                           NULL, 0, NULL, NULL, NULL, bias ? bias + first * EDGE : NULL, out + row * columns + first * EDGE, columns};
+                           NULL, 0, 0, 0, NULL, NULL, NULL, bias ? bias + first * EDGE : NULL, out + row * columns + first * EDGE, columns};
             whole_block(&block, (float *)(left + left_size));
         }
         tiles_end();

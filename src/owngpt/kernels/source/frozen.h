@@ -4,26 +4,15 @@
 
 #ifdef MATRIX_UNIT
 
-enum { PACKED_STEPS = 24, WHOLE_STEPS = 128, CACHED_STEPS = 9 /* each of 32 summed values */, LARGEST_BLOCK = 256 /* rows */ };
+enum { PACKED_STEPS = 24, WHOLE_STEPS = 128, CACHED_STEPS = MADE_OF_VECTORS ? 6 : 9 /* each of 32 summed values */, LARGEST_BLOCK = 256 /* rows */ };
 
 static inline int64_t whole_edges(int64_t count) { return blocks(count, EDGE) * EDGE; }
-
-/* More steps of a sum: step i of the right factor meets step from[i] of the left one. */
-typedef struct {
-    const bf16 *left, *right;
-    const int64_t *from;
-    int64_t steps;
-} Extra;
 
 static inline void square_times_panel(const bf16 *left, const bf16 *right, int64_t steps, const Extra *extra, float *sums, int more, const char *next, int lines) {
     Unit unit;
     float *const c[4] = {sums, sums + 256, sums + 512, sums + 768};
     square_begin(&unit, c, 64, more);
-    square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, next, 2 * lines, 0}, steps);
-    for (int64_t i = 0; i < extra->steps; i++) {
-        const bf16 *a = extra->left + extra->from[i] * PAIR, *b = extra->right + i * PAIR;
-        square_multiply(&unit, (Rows){a, a + 512, 64, 0}, (Columns){.first = b, .second = b + 512}, 1);
-    }
+    square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, next, 2 * lines, 0}, steps, extra);
     square_end(&unit, c, 64);
 }
 
@@ -47,8 +36,6 @@ static inline void strip_times_panel(const bf16 *left, const bf16 *right, int64_
         pair_end(&unit, c, c + 512, 64);
     }
 }
-
-static const Extra NO_EXTRA = {0};
 
 /* 32 x 32 sums -> rows x columns of bfloat16. */
 static inline void put_block(const float *sums, const float *bias, float factor, bf16 *to, int64_t stride, int rows, int columns) {
@@ -81,8 +68,8 @@ typedef struct {
     int64_t rows, depth;
     const bf16 *panels;
     int64_t columns;
-    const bf16 *extra_left; /* strips of `extra_strip` steps */
-    int64_t extra_strip;
+    const bf16 *extra_left; /* strips of `extra_strip` steps, in rounds of `extra_period` with `extra_depth` values */
+    int64_t extra_strip, extra_period, extra_depth;
     const bf16 *extra_right;                  /* steps of all panels */
     const int64_t *extra_first, *extra_from; /* a panel's first of them; for each, where its left step lies in the strip */
     const float *bias;
@@ -101,7 +88,7 @@ static inline void finish_block(const Block *p, int64_t strip, int64_t panel, co
 static inline Extra extra_of(const Block *p, int64_t strip, int64_t panel) {
     if (!p->extra_left) return NO_EXTRA;
     int64_t at = p->extra_first[panel];
-    return (Extra){p->extra_left + strip * p->extra_strip * PAIR, p->extra_right + at * PAIR, p->extra_from + at, p->extra_first[panel + 1] - at};
+    return (Extra){p->extra_left + strip * p->extra_strip * PAIR, p->extra_right + at * PAIR, p->extra_from + at, p->extra_first[panel + 1] - at, p->extra_period, p->extra_depth};
 }
 
 /* Few steps at a time: a panel's and a strip's then stay in the first-level cache while all strips pass. */

@@ -148,7 +148,7 @@ int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const 
             int64_t here = least(tall, rows - row);
             bf16 *strip = left + left_size;
             float *all = (float *)(strip + extra_size);
-            Block block = {NULL, 0, left, here, inputs, weight, outputs, strip, extra, packed.up, packed.first, packed.from, bias, y + row * outputs, outputs};
+            Block block = {NULL, 0, left, here, inputs, weight, outputs, strip, extra, blocks(rank, EDGE), rank, packed.up, packed.first, packed.from, bias, y + row * outputs, outputs};
             pack_strips(x + row * inputs, inputs, here, inputs, left);
             hidden_block(&l, left, steps, here, packed.down, hidden + row * width, strip);
             whole_block(&block, all);
@@ -356,7 +356,7 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
             hidden_gradient(&w, left, here, d_hidden);
             if (d_x) {
                 pack_strips(d_hidden, w.width, here, w.width, small);
-                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, w.down, w.first, w.from, NULL, d_x + row * inputs, inputs};
+                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, extra, w.width, w.down, w.first, w.from, NULL, d_x + row * inputs, inputs};
                 whole_block(&block, (float *)(d_hidden + small_size));
             }
             float *part = w.parts + b * w.part;

@@ -328,7 +328,7 @@ static inline void multiply(Unit *unit, const bf16 *x, const bf16 *y, const bf16
     }
     Columns others = {.coming = y + AHEAD * TILE, .lines = 16, .near = 1};
     for (int64_t k = 0; k < count; k++) ask_for(&others, k);
-    square_multiply(unit, rows, columns, count);
+    square_multiply(unit, rows, columns, count, &NO_EXTRA);
 }
 
 /* The same for the first tokens (16, or 32 where y is one), with the tiles [from, to) made bf16 a few at a time: the matrix unit

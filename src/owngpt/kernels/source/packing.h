@@ -84,7 +84,7 @@ static inline void multiply(const bf16 *left, const bf16 *right, int64_t steps, 
     Unit unit;
     float *c[4] = {sums, sums + 256, sums + 512, sums + 768};
     square_begin(&unit, c, 64, more);
-    square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, right + AHEAD * PAIR, 32, 1}, steps);
+    square_multiply(&unit, (Rows){left, left + 512, 64, PAIR}, (Columns){right, right + 512, PAIR, right + AHEAD * PAIR, 32, 1}, steps, &NO_EXTRA);
     square_end(&unit, c, 64);
 }
 

@@ -27,6 +27,22 @@ typedef struct {
     int lines, near;
 } Columns;
 
+/* More steps of a square's sum: step i of B's tiles meets step from[i] of A's, whose rows are 64 bytes apart. A's steps come in rounds of
+ * `period`, in which `depth` values matter. */
+typedef struct {
+    const bf16 *left, *right;
+    const int64_t *from;
+    int64_t steps, period, depth;
+} Extra;
+
+/* Pairs of step i that are not zero. */
+static inline int pairs_that_matter(const Extra *extra, int64_t i) {
+    int64_t values = extra->depth - extra->from[i] % extra->period * 32;
+    return values >= 32 ? 16 : (int)(values + 1) / 2;
+}
+
+static const Extra NO_EXTRA = {0};
+
 static inline __attribute__((always_inline)) void ask_for(const Columns *b, int64_t step) {
     const char *at = (const char *)b->coming + step * b->lines * 64;
     if (b->near)
