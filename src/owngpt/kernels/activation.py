@@ -66,25 +66,14 @@ def _known(steps: dict[str, int], kind: str) -> int:
     return steps[kind]
 
 
-def gate_of(x: Tensor) -> Tensor | None:
-    """What :func:`gated` made ``x`` of, (..., 2F), where its compiled kernel did and ``x`` has a gradient."""
-    made = x.grad_fn
-    return made.saved_tensors[0] if getattr(made, "_forward_cls", None) is _SwiGLU else None  # type: ignore[union-attr]
-
-
-def gate_again(gate_up: Tensor) -> Tensor:
-    """(..., 2F) → (..., F): SwiGLU by the compiled kernel, without a gradient."""
-    width = gate_up.shape[-1] // 2
-    out = pool.empty((*gate_up.shape[:-1], width), gate_up.dtype)
-    library.call("swiglu", gate_up, out, gate_up.numel() // (2 * width), width)
-    return out
-
-
 class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor) -> Tensor:
         ctx.save_for_backward(gate_up)
-        return gate_again(gate_up)
+        width = gate_up.shape[-1] // 2
+        out = pool.empty((*gate_up.shape[:-1], width), gate_up.dtype)
+        library.call("swiglu", gate_up, out, gate_up.numel() // (2 * width), width)
+        return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> Tensor:  # type: ignore[override]

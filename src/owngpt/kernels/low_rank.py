@@ -57,10 +57,15 @@ def frozen_linear(x: Tensor, weight: FrozenWeight, bias: Tensor | None) -> Tenso
 
 
 def frozen_low_rank_linear(
-    x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float
-) -> Tensor:
-    """:func:`low_rank_linear` over a packed weight, x (..., in) bfloat16; each direction is one call of a kernel."""
-    return _FrozenLowRank.apply(x, weight, bias, down, up, spans, scale, recipe_of(x) if x.is_contiguous() else None)  # type: ignore[no-any-return]
+    x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float, *,
+    gated: bool = False,
+) -> Tensor:  # fmt: skip
+    """:func:`low_rank_linear` over a packed weight, x (..., in) bfloat16; each direction is one call of a kernel.
+
+    :param gated: ``x`` (..., 2 * in) is what SwiGLU makes the input of, the gate half first; that is then neither written nor kept.
+    """
+    recipe = recipe_of(x) if x.is_contiguous() and not gated else None
+    return _FrozenLowRank.apply(x, weight, bias, down, up, spans, scale, recipe, gated)  # type: ignore[no-any-return]
 
 
 class _Frozen(torch.autograd.Function):
@@ -80,21 +85,21 @@ class _FrozenLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float,
-        recipe: Recipe | None,
+        recipe: Recipe | None, gated: bool,
     ) -> Tensor:  # fmt: skip
         x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
         bias = None if bias is None else bias.float().contiguous()
-        rows, rank = x.numel() // weight.inputs, up.shape[1]
+        rows, rank = x.numel() // max(1, x.shape[-1]), up.shape[1]
         hidden = pool.empty((rows, len(spans) * rank), x.dtype)
         y = pool.empty((*x.shape[:-1], weight.outputs), x.dtype)
         library.call(
-            "low_rank", x, weight.forward, bias, down, up, _are_float(down, up), _table(spans),
+            "low_rank", x, int(gated), weight.forward, bias, down, up, _are_float(down, up), _table(spans),
             len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
         )  # fmt: skip
         kept = (x,) if recipe is None else recipe.sources
         ctx.save_for_backward(hidden, down, up, *kept)
         ctx.make = None if recipe is None else recipe.make
-        ctx.weight, ctx.spans, ctx.rank, ctx.scale = weight, spans, rank, scale
+        ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.gated = weight, spans, rank, scale, gated
         return y
 
     @staticmethod
@@ -103,13 +108,13 @@ class _FrozenLowRank(torch.autograd.Function):
         weight, spans = ctx.weight, ctx.spans
         x = kept[0] if ctx.make is None else ctx.make(*kept)
         d_y = d_y.contiguous()
-        d_x = pool.empty((*d_y.shape[:-1], weight.inputs), d_y.dtype) if ctx.needs_input_grad[0] else None
+        d_x = pool.empty_like(x) if ctx.needs_input_grad[0] else None
         d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
         library.call(
-            "low_rank_backward", d_y, x, hidden, weight.backward, down, up, _are_float(down, up), _table(spans), len(spans),
-            ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
+            "low_rank_backward", d_y, x, int(ctx.gated), hidden, weight.backward, down, up, _are_float(down, up), _table(spans),
+            len(spans), ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
         )  # fmt: skip
-        return d_x, None, None, d_down.to(down.dtype), d_up.to(up.dtype), None, None, None
+        return d_x, None, None, d_down.to(down.dtype), d_up.to(up.dtype), None, None, None, None
 
 
 def _are_float(down: Tensor, up: Tensor) -> int:

@@ -1,7 +1,7 @@
 """What a layer keeps for its backward pass, where its input can be made again from what an earlier step keeps anyway.
 
-A frozen layer needs its input once more, for the gradient of its low-rank update. Where that is a norm's or a gate's result,
-half of a model's activations, making it again takes a hundredth of a step.
+A frozen layer needs its input once more, for the gradient of its low-rank update. Where that is a norm's result, making it again
+takes some thousandths of a step.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from owngpt.kernels.activation import gate_again, gate_of
 from owngpt.kernels.norm import norm_again, norm_of
 
 _state = threading.local()
@@ -32,8 +31,6 @@ def recipe_of(x: Tensor) -> Recipe | None:
     """How ``x`` can be made again, or None where it has to be kept."""
     if getattr(_state, "suspended", False):
         return None
-    if (gate_up := gate_of(x)) is not None:
-        return Recipe((gate_up,), gate_again)
     if (sources := norm_of(x)) is not None:
         return Recipe(sources, norm_again)
     return None

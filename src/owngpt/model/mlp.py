@@ -25,5 +25,6 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)"""
         if self.gated:
-            return self.down(activation.gated(self.gate_up(x), self.activation))  # type: ignore[no-any-return]
+            gate_up, of_gated = self.gate_up(x), getattr(self.down, "of_gated", None)  # layers that gate on the way
+            return of_gated(gate_up, self.activation) if of_gated else self.down(activation.gated(gate_up, self.activation))  # type: ignore[no-any-return]
         return self.down(activation.plain(self.up(x), self.activation))  # type: ignore[no-any-return]

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from owngpt.kernels.activation import gated
 from owngpt.kernels.dropout import Dropout, seed_of
 from owngpt.kernels.frozen import FrozenWeight, can_freeze, freeze
 from owngpt.kernels.low_rank import Spans, frozen_linear, frozen_low_rank_linear, low_rank_linear, low_rank_product
@@ -91,12 +92,23 @@ class LowRankLinear(nn.Module):
         if self.off:
             return self.base(x)  # type: ignore[no-any-return]
         dropout = self._dropout()
-        y = self._sum(x) if dropout is None else self.base(x) + self._update(dropout(x))
+        return self._rescaled(self._sum(x) if dropout is None else self.base(x) + self._update(dropout(x)))
+
+    def of_gated(self, gate_up: Tensor, kind: str) -> Tensor:
+        """The same of what :func:`owngpt.kernels.activation.gated` makes of (..., 2 * in) → (..., out); on the way where it can be."""
+        base = self.base
+        if kind != "swiglu" or self.off or self._dropout() is not None or not isinstance(base, FrozenLinear):
+            return self(gated(gate_up, kind))  # type: ignore[no-any-return]
+        update = self.lora_down, self.lora_up, self.spans, self.scale
+        return self._rescaled(frozen_low_rank_linear(gate_up, base.packed, base.bias, *update, gated=True))
+
+    def _rescaled(self, y: Tensor) -> Tensor:
+        """With the learned lengths of DoRA."""
         if self.lora_magnitude is None:
-            return y  # type: ignore[no-any-return]
+            return y
         factors = self._factors().to(y.dtype)
         if self.base.bias is None:
-            return y * factors  # type: ignore[no-any-return]
+            return y * factors
         bias = self.base.bias.to(y.dtype)
         return (y - bias) * factors + bias  # type: ignore[no-any-return]
 

@@ -1,31 +1,21 @@
-/* Feed-forward activations: SwiGLU (arXiv 2002.05202), GELU in its tanh form (arXiv 1606.08415) and squared ReLU (arXiv 2109.08668). */
-#include "common.h"
+/* Feed-forward activations: SwiGLU, GELU in its tanh form (arXiv 1606.08415) and squared ReLU (arXiv 2109.08668). */
+#include "gate.h"
 
 /* gate_up: rows x 2*width, the gate half first. out = silu(gate) * up. */
 void owngpt_swiglu(const bf16 *gate_up, bf16 *out, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const bf16 *gate = gate_up + row * 2 * width, *up = gate + width;
-        bf16 *y = out + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float g = to_float(gate[i]);
-            y[i] = to_bf16(g * sigmoid_fast(g) * to_float(up[i]));
-        }
+        const bf16 *gate = gate_up + row * 2 * width;
+        swiglu_values(gate, gate + width, out + row * width, width);
     }
 }
 
 void owngpt_swiglu_backward(const bf16 *d_out, const bf16 *gate_up, bf16 *d_gate_up, int64_t rows, int64_t width, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
-        const bf16 *gate = gate_up + row * 2 * width, *up = gate + width, *dy = d_out + row * width;
-        bf16 *d_gate = d_gate_up + row * 2 * width, *d_up = d_gate + width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) {
-            float g = to_float(gate[i]), s = sigmoid_fast(g), d = to_float(dy[i]);
-            d_up[i] = to_bf16(d * g * s);
-            d_gate[i] = to_bf16(d * to_float(up[i]) * s * (1.0f + g * (1.0f - s)));
-        }
+        const bf16 *gate = gate_up + row * 2 * width;
+        bf16 *d_gate = d_gate_up + row * 2 * width;
+        swiglu_gradient(d_out + row * width, gate, gate + width, d_gate, d_gate + width, NULL, width);
     }
 }
 

@@ -6,6 +6,7 @@
  * key and value in one matrix). A task is a block of rows whose size follows from their number alone, and sums over blocks are added
  * in order: results depend neither on the number of threads nor on which of them ran what. */
 #include "frozen.h"
+#include "gate.h"
 
 #ifdef MATRIX_UNIT
 
@@ -63,6 +64,19 @@ static inline void pack_turned(const bf16 *values, int64_t stride, int64_t count
             pack_left(&a, s * EDGE, k * EDGE, (int)least(EDGE, count - s * EDGE), (int)least(EDGE, rows - k * EDGE), to + (s * steps + k) * PAIR);
 }
 
+/* Strips of SwiGLU's result: rows x (gate, up) of `width` values each. */
+static void pack_gated_strips(const bf16 *gate_up, int64_t width, int64_t rows, bf16 *to) {
+    int64_t steps = blocks(width, EDGE);
+    for (int64_t i = 0; i < blocks(rows, EDGE) * EDGE; i++)
+        for (int64_t k = 0; k < steps; k++) {
+            const bf16 *gate = gate_up + i * 2 * width + k * EDGE;
+            bf16 *row = to + (i / EDGE * steps + k) * PAIR + i % EDGE * EDGE;
+            int64_t there = i < rows ? least(EDGE, width - k * EDGE) : 0;
+            if (there == EDGE) swiglu_values(gate, gate + width, row, EDGE);
+            else memset(row, 0, EDGE * sizeof(bf16)), swiglu_values(gate, gate + width, row, there);
+        }
+}
+
 /* Forward */
 
 typedef struct {
@@ -113,9 +127,9 @@ static void hidden_block(const Layer *l, const bf16 *left, int64_t steps, int64_
     }
 }
 
-/* x: rows x inputs; bias: outputs float32 or NULL; y: rows x outputs; hidden: rows x (spans * rank), s x A^T. weight: panels of outputs.
+/* x: rows x inputs, or where it is `gated` rows x (2 * inputs) that SwiGLU makes it of; bias: outputs float32 or NULL; y: rows x outputs; hidden: rows x (spans * rank), s x A^T. weight: panels of outputs.
  * down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
-int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans, int64_t rank,
+int owngpt_low_rank(const bf16 *x, int gated, const bf16 *weight, const float *bias, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans, int64_t rank,
                     float scale, bf16 *hidden, bf16 *y, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Layer l = {weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale};
     int64_t steps = blocks(inputs, EDGE), width = spans * rank, tall = block_of(rows), strips = tall / EDGE, panels = blocks(outputs, EDGE), heights = heights_of(span, spans);
@@ -149,7 +163,8 @@ int owngpt_low_rank(const bf16 *x, const bf16 *weight, const float *bias, const 
             bf16 *strip = left + left_size;
             float *all = (float *)(strip + extra_size);
             Block block = {NULL, 0, left, here, inputs, weight, outputs, strip, extra, blocks(rank, EDGE), rank, packed.up, packed.first, packed.from, bias, y + row * outputs, outputs};
-            pack_strips(x + row * inputs, inputs, here, inputs, left);
+            if (gated) pack_gated_strips(x + row * 2 * inputs, inputs, here, left);
+            else pack_strips(x + row * inputs, inputs, here, inputs, left);
             hidden_block(&l, left, steps, here, packed.down, hidden + row * width, strip);
             whole_block(&block, all);
         }
@@ -295,6 +310,14 @@ static inline __m512 sum_of_parts(const float *from, int64_t part, int64_t count
     return sum;
 }
 
+/* The gate's gradient from that of its result, whose place then takes the result itself. d_gate_up may be NULL. */
+static void through_gate(const bf16 *gate_up, int64_t rows, int64_t width, bf16 *d_x, bf16 *d_gate_up) {
+    for (int64_t i = 0; i < rows; i++, gate_up += 2 * width, d_x += width) {
+        if (d_gate_up) swiglu_gradient(d_x, gate_up, gate_up + width, d_gate_up + i * 2 * width, d_gate_up + (i * 2 + 1) * width, d_x, width);
+        else swiglu_values(gate_up, gate_up + width, d_x, width);
+    }
+}
+
 static inline __mmask16 first_of(int64_t left) { return left >= 16 ? 0xffff : (__mmask16)((1u << left) - 1); }
 
 static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_up) {
@@ -315,9 +338,9 @@ static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_
         }
 }
 
-/* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. d_x: rows x inputs, or NULL; d_down: (spans * rank) x
+/* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. d_x: like x, or NULL; d_down: (spans * rank) x
  * inputs and d_up: (rows of all spans) x rank, float32. down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
-int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden, const bf16 *weight, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans,
+int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, int gated, const bf16 *hidden, const bf16 *weight, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans,
                              int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Backward w = {{weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, heights_of(span, spans), 0};
     int64_t tall = block_of(rows), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
@@ -341,7 +364,8 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
         size_t left_size = (size_t)(tall * whole_edges(inputs > outputs ? inputs : outputs)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
-        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, 1) * sizeof(float));
+        size_t gate_size = gated ? (size_t)(tall * whole_edges(inputs)) : 0;
+        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size + gate_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, 1) * sizeof(float));
         if (!left) {
 #pragma omp atomic write
             failed = 1;
@@ -351,17 +375,19 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, const bf16 *hidden,
         for (int64_t b = 0; b < count; b++) {
             if (!left) continue;
             int64_t row = b * tall, here = least(tall, rows - row);
-            bf16 *small = left + left_size, *d_hidden = small + small_size;
+            bf16 *small = left + left_size, *d_hidden = small + small_size, *gate = d_hidden + small_size;
+            const bf16 *own = gated ? gate : x + row * inputs;
             pack_strips(d_y + row * outputs, outputs, here, outputs, left);
             hidden_gradient(&w, left, here, d_hidden);
             if (d_x) {
                 pack_strips(d_hidden, w.width, here, w.width, small);
-                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, extra, w.width, w.down, w.first, w.from, NULL, d_x + row * inputs, inputs};
-                whole_block(&block, (float *)(d_hidden + small_size));
+                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, extra, w.width, w.down, w.first, w.from, NULL, gated ? gate : d_x + row * inputs, inputs};
+                whole_block(&block, (float *)(gate + gate_size));
             }
             float *part = w.parts + b * w.part;
             up_gradient(&w, row, here, small, left, part + w.width * inputs);
-            down_gradient(&w, d_hidden, x + row * inputs, here, small, left, part);
+            if (gated) through_gate(x + row * 2 * inputs, here, inputs, gate, d_x ? d_x + row * 2 * inputs : NULL);
+            down_gradient(&w, d_hidden, own, here, small, left, part);
         }
         if (!failed) add_parts(&w, count, d_down, d_up);
         tiles_end();
