@@ -77,6 +77,16 @@ def test_blocks_are_given_up_for_a_size_that_none_of_them_has():
     assert lender.held <= SLACK * lender.most_lent == SLACK * 64 * SMALLEST
 
 
+def test_released_is_what_nobody_has():
+    lender = Pool()
+    kept = tensor(lender, MB).fill_(7)
+    del (free := [tensor(lender, 3 * MB) for _ in range(3)])[:]
+    assert not free and lender.held == 10 * MB
+    lender.release()
+    assert lender.held == lender.most_lent == lender.lent == MB and bool((kept == 7).all())
+    pool.release()
+
+
 @pytest.mark.parametrize("count", [SMALLEST, SMALLEST + 1, 100_000, 589_824, 3 * MB, 7 * MB + 1, 2**33 + 5])
 def test_a_block_is_an_eighth_larger_at_most(count: int):
     assert count <= size_class(count) <= count * 9 / 8

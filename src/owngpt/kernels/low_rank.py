@@ -62,7 +62,7 @@ def frozen_low_rank_linear(
 ) -> Tensor:  # fmt: skip
     """:func:`low_rank_linear` over a packed weight, x (..., in) bfloat16; each direction is one call of a kernel.
 
-    :param gated: ``x`` (..., 2 * in) is what SwiGLU makes the input of, the gate half first; that is then neither written nor kept.
+    :param gated: ``x`` (..., 2 * in) is what SwiGLU makes the input of, gate half first, which is then neither written nor kept.
     """
     recipe = recipe_of(x) if x.is_contiguous() and not gated else None
     return _FrozenLowRank.apply(x, weight, bias, down, up, spans, scale, recipe, gated)  # type: ignore[no-any-return]

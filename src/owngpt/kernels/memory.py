@@ -38,6 +38,12 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)) and bool(mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
 
 
+def give_back_freed_memory() -> None:
+    """To the system, where the C library is glibc: between one kind of work and another that would not take it from there."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def untouched_zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Zeros that take no memory until they are written to, page by page."""
     count = math.prod(shape)

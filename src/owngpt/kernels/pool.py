@@ -8,6 +8,7 @@ given back is taken again by the next of its size.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 import weakref
@@ -18,7 +19,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from owngpt.kernels.memory import LINE, private_pages
+from owngpt.kernels.memory import LINE, give_back_freed_memory, private_pages
 
 SMALLEST = 64 * 1024
 """Bytes; what is smaller PyTorch gets as ever."""
@@ -40,6 +41,12 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torc
 def empty_like(tensor: Tensor) -> Tensor:
     """The same of a tensor's shape and type, where it is."""
     return empty(tensor.shape, tensor.dtype, tensor.device)
+
+
+def release() -> None:
+    """Give what is free back to the system, the C library's share with it: after training, for whatever comes next."""
+    _pool().release()
+    give_back_freed_memory()
 
 
 class Pool:
@@ -74,6 +81,15 @@ class Pool:
             self._lent += size
             self.most_lent = max(self.most_lent, self._lent)
         return block.lend(size, self._returned)
+
+    def release(self) -> None:
+        """Give up every block that nobody has."""
+        with self._lock:
+            self._sort_in()
+            for block in itertools.chain.from_iterable(self._free.values()):
+                self._drop(block)
+            self._free.clear()
+            self.most_lent = self._lent
 
     def _sort_in(self) -> None:
         while self._returned:

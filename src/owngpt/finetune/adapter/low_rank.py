@@ -95,7 +95,7 @@ class LowRankLinear(nn.Module):
         return self._rescaled(self._sum(x) if dropout is None else self.base(x) + self._update(dropout(x)))
 
     def of_gated(self, gate_up: Tensor, kind: str) -> Tensor:
-        """The same of what :func:`owngpt.kernels.activation.gated` makes of (..., 2 * in) → (..., out); on the way where it can be."""
+        """The same of what :func:`owngpt.kernels.activation.gated` gives, (..., 2 * in) → (..., out), by itself if it can."""
         base = self.base
         if kind != "swiglu" or self.off or self._dropout() is not None or not isinstance(base, FrozenLinear):
             return self(gated(gate_up, kind))  # type: ignore[no-any-return]
