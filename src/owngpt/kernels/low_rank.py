@@ -114,7 +114,9 @@ class _FrozenLowRank(torch.autograd.Function):
             "low_rank_backward", d_y, x, int(ctx.gated), hidden, weight.backward, down, up, _are_float(down, up), _table(spans),
             len(spans), ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
         )  # fmt: skip
-        return d_x, None, None, d_down.to(down.dtype), d_up.to(up.dtype), None, None, None, None
+        if down.dtype != torch.float32:
+            d_down, d_up = d_down.to(down.dtype), d_up.to(up.dtype)
+        return d_x, None, None, d_down, d_up, None, None, None, None
 
 
 def _are_float(down: Tensor, up: Tensor) -> int:

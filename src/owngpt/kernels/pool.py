@@ -54,7 +54,7 @@ class Pool:
 
     def __init__(self) -> None:
         self._free: dict[int, list[_Block]] = {}
-        """By size, the one asked for last at the end."""
+        """By size, the one that was missing last at the end."""
         self._returned: deque[_Block] = deque()
         """Not yet among the free: blocks return when the last tensor over them goes, in any thread, even while one is taken."""
         self._blocks: set[_Block] = set()
@@ -74,12 +74,13 @@ class Pool:
         """Memory of at least ``count`` bytes from a cache line on; it is lent until nobody refers to this any more."""
         size = size_class(count)
         with self._lock:
-            self._sort_in()
-            free = self._free.pop(size, [])
-            self._free[size] = free
+            if self._returned:
+                self._sort_in()
+            free = self._free.get(size)
             block = free.pop() if free else self._other(size)
             self._lent += size
-            self.most_lent = max(self.most_lent, self._lent)
+            if self._lent > self.most_lent:
+                self.most_lent = self._lent
         return block.lend(size, self._returned)
 
     def release(self) -> None:
@@ -99,6 +100,7 @@ class Pool:
 
     def _other(self, size: int) -> _Block:
         """A new block, unless that were too many and there is a free one that is not much larger."""
+        self._free[size] = self._free.pop(size, [])
         limit = SLACK * max(self.most_lent, self._lent + size)
         if self.held + size > limit:
             larger = [each for each, free in self._free.items() if free and size < each <= LARGER * size]
@@ -123,14 +125,14 @@ class _Block:
     def __init__(self, size: int, number: int) -> None:
         self.size, self.asked = size, 0
         # Of neighbouring blocks, the same lines of a page would fall into the same few sets of the first-level cache.
-        self._begin = number * 7 * LINE % PAGE
-        self._memory = private_pages(size + PAGE)
+        begin = number * 7 * LINE % PAGE
+        self._whole = memoryview(private_pages(size + PAGE))[begin : begin + size]
         self._loan: weakref.ref[memoryview] | None = None
 
     def lend(self, count: int, returned: deque[_Block]) -> memoryview:
         """The first bytes; when nobody refers to them any more the block is appended to ``returned``."""
         self.asked = count
-        view = memoryview(self._memory)[self._begin : self._begin + count]
+        view = self._whole[:count]
         self._loan = weakref.ref(view, lambda _: returned.append(self))
         return view
 
