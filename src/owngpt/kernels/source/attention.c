@@ -8,7 +8,7 @@
 
 #ifdef MATRIX_UNIT
 
-enum { BLOCK = 32, PANEL = 64, FEW_TASKS = 8, LARGEST_SUMS = 8 << 20 /* floats */ };
+enum { BLOCK = 32, PANEL = 64, FEW_TASKS = 6, LARGEST_SUMS = 8 << 20 /* floats */ };
 #define LOG2E 1.44269504f
 
 typedef struct {
@@ -164,8 +164,8 @@ int owngpt_attention(const bf16 *query, int64_t query_stride, const bf16 *key, i
                      int window, float scale, int threads) {
     Shape s = {batch, time, heads, groups, size, window, scale, query_stride, key_stride, value_stride, (int64_t)heads * size, starts};
     int64_t length = padded(time), stride = apart(length);
-    /* A task reads keys once for several heads where there are enough tasks to deal out. */
-    int together = batch * groups >= 4 * threads ? heads / groups : 1, tasks = batch * (heads / together), failed = 0;
+    /* A task reads keys once for several heads where there are enough tasks to deal out, or as many for each thread. */
+    int together = batch * groups >= 4 * threads || batch * groups % threads == 0 ? heads / groups : 1, tasks = batch * (heads / together), failed = 0;
 #pragma omp parallel num_threads(threads)
     {
         char *memory = aligned_alloc(64, (size_t)((length + stride) * size * 2 + length * BLOCK * 6 + size * BLOCK * 6 + 4096));
