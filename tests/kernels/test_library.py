@@ -21,7 +21,7 @@ import torch
 from owngpt.kernels import build, library, norm
 build.INSTALLED = build.cache_folder()
 assert library.functions() is not None and not library.has_tiles() and not library.has_steps()
-assert "rms_norm_again" in library.functions() and "low_rank" not in library.functions()
+assert "add_rms_norm" in library.functions() and "low_rank" not in library.functions()
 assert library.functions("inference") is not None
 
 from owngpt.model.config import GPTConfig

@@ -17,7 +17,6 @@ MatrixUnit = Literal["none", "vectors", "amx"]
 SIGNATURES: dict[str, tuple[Any, ...]] = {
     "add_rms_norm": (_P, _P, _P, _P, _P, _P, _L, _L, _F, _U, _F, _U, _I),
     "add_rms_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _U, _F, _U, _I),
-    "rms_norm_again": (_P, _P, _P, _P, _L, _L, _I),
     "add_layer_norm": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _F, _I),
     "add_layer_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _I),
     "column_sums": (_P, _P, _L, _L, _I),
@@ -30,7 +29,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "pack_frozen_int8": (_P, _P, _L, _L, _I, _P, _I),
     "frozen_product": (_P, _P, _P, _P, _L, _L, _L, _I),
     "low_rank": (_P, _I, _P, _P, _P, _P, _I, _P, _L, _L, _F, _P, _P, _L, _L, _L, _I),
-    "low_rank_backward": (_P, _P, _I, _P, _P, _P, _P, _I, _P, _L, _L, _F, _P, _P, _P, _L, _L, _L, _I),
+    "low_rank_backward": (_P, _P, _I, _P, _P, _P, _P, _P, _P, _I, _P, _L, _L, _F, _P, _P, _P, _L, _L, _L, _I),
     "orthogonalise": (_P, _P, _L, _L, _L, _P, _I, _I),
     "swiglu": (_P, _P, _L, _L, _I),
     "swiglu_backward": (_P, _P, _P, _L, _L, _I),

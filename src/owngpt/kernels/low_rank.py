@@ -15,7 +15,7 @@ from torch.nn import functional
 from owngpt.kernels import library, pool
 from owngpt.kernels.frozen import FrozenWeight, forward_product, input_product
 from owngpt.kernels.linear import product, weight_gradient
-from owngpt.kernels.remake import Recipe, recipe_of
+from owngpt.kernels.remake import sources_of
 
 Spans = tuple[tuple[int, int], ...]
 """For each update its first and last + 1 row of the output: query, key and value of one fused matrix have one each."""
@@ -64,8 +64,8 @@ def frozen_low_rank_linear(
 
     :param gated: ``x`` (..., 2 * in) is what SwiGLU makes the input of, gate half first, which is then neither written nor kept.
     """
-    recipe = recipe_of(x) if x.is_contiguous() and not gated else None
-    return _FrozenLowRank.apply(x, weight, bias, down, up, spans, scale, recipe, gated)  # type: ignore[no-any-return]
+    made_of = sources_of(x) if x.is_contiguous() and not gated else None
+    return _FrozenLowRank.apply(x, weight, bias, down, up, spans, scale, gated, made_of)  # type: ignore[no-any-return]
 
 
 class _Frozen(torch.autograd.Function):
@@ -85,7 +85,7 @@ class _FrozenLowRank(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float,
-        recipe: Recipe | None, gated: bool,
+        gated: bool, made_of: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:  # fmt: skip
         x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
         bias = None if bias is None else bias.float().contiguous()
@@ -96,23 +96,20 @@ class _FrozenLowRank(torch.autograd.Function):
             "low_rank", x, int(gated), weight.forward, bias, down, up, _are_float(down, up), _table(spans),
             len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
         )  # fmt: skip
-        kept = (x,) if recipe is None else recipe.sources
-        ctx.save_for_backward(hidden, down, up, *kept)
-        ctx.make = None if recipe is None else recipe.make
+        ctx.save_for_backward(hidden, down, up, *(made_of or (x, None, None)))
         ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.gated = weight, spans, rank, scale, gated
         return y
 
     @staticmethod
     def backward(ctx: Any, d_y: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        hidden, down, up, *kept = ctx.saved_tensors
+        hidden, down, up, x, norm, rstd = ctx.saved_tensors
         weight, spans = ctx.weight, ctx.spans
-        x = kept[0] if ctx.make is None else ctx.make(*kept)
         d_y = d_y.contiguous()
         d_x = pool.empty_like(x) if ctx.needs_input_grad[0] else None
         d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
         library.call(
-            "low_rank_backward", d_y, x, int(ctx.gated), hidden, weight.backward, down, up, _are_float(down, up), _table(spans),
-            len(spans), ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
+            "low_rank_backward", d_y, x, int(ctx.gated), norm, rstd, hidden, weight.backward, down, up, _are_float(down, up),
+            _table(spans), len(spans), ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
         )  # fmt: skip
         if down.dtype != torch.float32:
             d_down, d_up = d_down.to(down.dtype), d_up.to(up.dtype)

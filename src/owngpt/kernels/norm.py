@@ -69,13 +69,6 @@ def norm_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     return summed, weight, rstd
 
 
-def norm_again(summed: Tensor, weight: Tensor, rstd: Tensor) -> Tensor:
-    """The normed sum, (..., C), without a gradient."""
-    normed = pool.empty_like(summed)
-    library.call("rms_norm_again", summed, weight, rstd, normed, rstd.numel(), weight.numel())
-    return normed
-
-
 class _AddRMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -1,39 +1,25 @@
 """What a layer keeps for its backward pass, where its input can be made again from what an earlier step keeps anyway.
 
-A frozen layer needs its input once more, for the gradient of its low-rank update. Where that is a norm's result, making it again
-takes some thousandths of a step.
+A frozen layer needs its input once more, for the gradient of its low-rank update. Where that is a norm's result, the kernel of
+that gradient makes it again.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from torch import Tensor
 
-from owngpt.kernels.norm import norm_again, norm_of
+from owngpt.kernels.norm import norm_of
 
 _state = threading.local()
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How a tensor is made, bit for bit."""
-
-    sources: tuple[Tensor, ...]
-    make: Callable[..., Tensor]
-    """Called with the sources."""
-
-
-def recipe_of(x: Tensor) -> Recipe | None:
-    """How ``x`` can be made again, or None where it has to be kept."""
-    if getattr(_state, "suspended", False):
-        return None
-    if (sources := norm_of(x)) is not None:
-        return Recipe(sources, norm_again)
-    return None
+def sources_of(x: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    """What ``x`` can be made of again, bit for bit (see :func:`owngpt.kernels.norm.norm_of`), or None where it has to be kept."""
+    return None if getattr(_state, "suspended", False) else norm_of(x)
 
 
 @contextmanager

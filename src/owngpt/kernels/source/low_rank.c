@@ -7,6 +7,7 @@
  * in order: results depend neither on the number of threads nor on which of them ran what. */
 #include "frozen.h"
 #include "gate.h"
+#include "normed.h"
 
 #ifdef MATRIX_UNIT
 
@@ -338,9 +339,10 @@ static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_
         }
 }
 
-/* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. d_x: like x, or NULL; d_down: (spans * rank) x
+/* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. x: as it was forward, or where a `norm` made it (its weight, inputs;
+ * rstd, rows) what that was made of; d_x: like the forward pass's, or NULL; d_down: (spans * rank) x
  * inputs and d_up: (rows of all spans) x rank, float32. down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
-int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, int gated, const bf16 *hidden, const bf16 *weight, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans,
+int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, int gated, const float *norm, const float *rstd, const bf16 *hidden, const bf16 *weight, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans,
                              int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Backward w = {{weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, heights_of(span, spans), 0};
     int64_t tall = block_of(rows), strips = tall / EDGE, count = blocks(rows, tall), extra = blocks(w.width, EDGE);
@@ -364,8 +366,8 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, int gated, const bf
 #pragma omp parallel num_threads(threads) if (!failed)
     if (!failed) {
         size_t left_size = (size_t)(tall * whole_edges(inputs > outputs ? inputs : outputs)), small_size = (size_t)(strips * (extra + blocks(rank, EDGE) + 1) * PAIR);
-        size_t gate_size = gated ? (size_t)(tall * whole_edges(inputs)) : 0;
-        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size + gate_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, 1) * sizeof(float));
+        size_t own_size = gated || norm ? (size_t)(tall * whole_edges(inputs)) : 0;
+        bf16 *left = aligned_alloc(64, (left_size + 2 * small_size + own_size) * sizeof(bf16) + sums_of(strips, inputs, outputs, 1) * sizeof(float));
         if (!left) {
 #pragma omp atomic write
             failed = 1;
@@ -375,19 +377,19 @@ int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, int gated, const bf
         for (int64_t b = 0; b < count; b++) {
             if (!left) continue;
             int64_t row = b * tall, here = least(tall, rows - row);
-            bf16 *small = left + left_size, *d_hidden = small + small_size, *gate = d_hidden + small_size;
-            const bf16 *own = gated ? gate : x + row * inputs;
+            bf16 *small = left + left_size, *d_hidden = small + small_size, *own = d_hidden + small_size;
             pack_strips(d_y + row * outputs, outputs, here, outputs, left);
             hidden_gradient(&w, left, here, d_hidden);
             if (d_x) {
                 pack_strips(d_hidden, w.width, here, w.width, small);
-                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, extra, w.width, w.down, w.first, w.from, NULL, gated ? gate : d_x + row * inputs, inputs};
-                whole_block(&block, (float *)(gate + gate_size));
+                Block block = {NULL, 0, left, here, outputs, weight, inputs, small, extra, extra, w.width, w.down, w.first, w.from, NULL, gated ? own : d_x + row * inputs, inputs};
+                whole_block(&block, (float *)(own + own_size));
             }
             float *part = w.parts + b * w.part;
             up_gradient(&w, row, here, small, left, part + w.width * inputs);
-            if (gated) through_gate(x + row * 2 * inputs, here, inputs, gate, d_x ? d_x + row * 2 * inputs : NULL);
-            down_gradient(&w, d_hidden, own, here, small, left, part);
+            if (gated) through_gate(x + row * 2 * inputs, here, inputs, own, d_x ? d_x + row * 2 * inputs : NULL);
+            for (int64_t i = 0; norm && i < here; i++) normed_row(x + (row + i) * inputs, rstd[row + i], norm, own + i * inputs, inputs);
+            down_gradient(&w, d_hidden, own_size ? own : x + row * inputs, here, small, left, part);
         }
         if (!failed) add_parts(&w, count, d_down, d_up);
         tiles_end();

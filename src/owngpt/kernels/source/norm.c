@@ -1,6 +1,6 @@
 /* RMSNorm (arXiv 1910.07467) and LayerNorm (arXiv 1607.06450), fused with the residual sum before them and with dropout on the
  * update. */
-#include "common.h"
+#include "normed.h"
 
 /* summed = x + dropout(update); normed = summed * rstd * weight, rstd = 1/sqrt(mean(summed^2) + epsilon).
  * update may be NULL: then summed is not written and x itself is normed. threshold: an element of the update is dropped
@@ -31,21 +31,7 @@ void owngpt_add_rms_norm(const bf16 *x, const bf16 *update, const float *weight,
         for (int64_t i = 0; i < width; i++) squares += to_float(in[i]) * to_float(in[i]);
         float scale = 1.0f / sqrtf(squares / (float)width + epsilon);
         rstd[row] = scale;
-        bf16 *out = normed + row * width;
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) out[i] = to_bf16(to_float(in[i]) * scale * weight[i]);
-    }
-}
-
-/* normed once more, the very bits, from what the backward pass keeps anyway. */
-void owngpt_rms_norm_again(const bf16 *summed, const float *weight, const float *rstd, bf16 *normed, int64_t rows, int64_t width, int threads) {
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t row = 0; row < rows; row++) {
-        const bf16 *in = summed + row * width;
-        bf16 *out = normed + row * width;
-        float scale = rstd[row];
-#pragma omp simd
-        for (int64_t i = 0; i < width; i++) out[i] = to_bf16(to_float(in[i]) * scale * weight[i]);
+        normed_row(in, scale, weight, normed + row * width, width);
     }
 }
 
