@@ -20,7 +20,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "add_layer_norm": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _F, _I),
     "add_layer_norm_backward": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _L, _I),
     "column_sums": (_P, _P, _L, _L, _I),
-    "rotate": (_P, _P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _F, _I),
+    "rotate": (_P, _P, _P, _P, _P, _P, _P, _I, _P, _L, _I, _I, _I, _I, _F, _I),
     "rotate_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _P, _P, _P, _L, _I, _I, _I, _I, _I),
     "attention": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _I, _I, _I, _I, _I, _I, _F, _I),
     "attention_backward": (_P, _L, _P, _L, _P, _L, _P, _P, _P, _P, _P, _P, _L, _P, _I, _I, _I, _I, _I, _I, _F, _I),

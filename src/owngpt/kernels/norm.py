@@ -96,13 +96,13 @@ class _AddRMSNorm(torch.autograd.Function):
         rows, width = rstd.numel(), weight.numel()
         d_x = pool.empty_like(summed)
         d_update = pool.empty_like(summed) if ctx.dropout else None
-        parts = torch.zeros(torch.get_num_threads(), width)
+        parts = torch.empty(torch.get_num_threads(), width) if ctx.needs_input_grad[2] else None
         d_summed = None if d_summed is None else d_summed.contiguous()
         library.call(
             "add_rms_norm_backward", d_summed, d_normed.contiguous(), summed, weight, rstd, d_x, d_update, parts, rows, width,
             *_dropout_arguments(ctx.dropout),
         )  # fmt: skip
-        d_weight = parts.sum(0) if ctx.needs_input_grad[2] else None
+        d_weight = None if parts is None else parts.sum(0)
         if not ctx.with_update:
             return d_x, None, d_weight, None, None
         return d_x, d_x if d_update is None else d_update, d_weight, None, None

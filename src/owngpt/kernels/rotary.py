@@ -147,22 +147,20 @@ class _SplitHeads(torch.autograd.Function):
         epsilon: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
         batch, time = projected.shape[:2]
-        turned = layout.heads + layout.groups
-        rotated = pool.empty((batch, time, turned, layout.size), projected.dtype)
+        turned, normed = layout.heads + layout.groups, query_weight is not None
+        # Without a norm only the values of the projection are of use later: a copy of them lets the rest go.
+        rotated = pool.empty((batch, time, turned if normed else turned + layout.groups, layout.size), projected.dtype)
         query_weight = None if query_weight is None else query_weight.float()
         key_weight = None if key_weight is None else key_weight.float()
-        rstd = torch.empty(batch * time * turned if query_weight is not None else 0)
+        rstd = torch.empty(batch * time * turned) if normed else None
         library.call(
-            "rotate", projected, query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rotated, rstd,
-            batch * time, layout.heads, layout.groups, layout.size, rotation.cosines.shape[1], epsilon,
+            "rotate", projected, query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rotated,
+            int(not normed), rstd, batch * time, layout.heads, layout.groups, layout.size, rotation.cosines.shape[1], epsilon,
         )  # fmt: skip
-        value = projected.unflatten(-1, (turned + layout.groups, layout.size))[:, :, turned:]
-        normed = query_weight is not None
-        # Without a norm only the values are of use later: a copy of them lets the rest go.
-        value = value.view_as(value) if normed else pool.empty_like(value).copy_(value)
+        values = projected.unflatten(-1, (turned + layout.groups, layout.size)) if normed else rotated
         ctx.save_for_backward(projected if normed else None, query_weight, key_weight, rstd)
         ctx.layout, ctx.rotation = layout, rotation
-        return rotated[:, :, : layout.heads], rotated[:, :, layout.heads :], value
+        return rotated[:, :, : layout.heads], rotated[:, :, layout.heads : turned], values[:, :, turned:]
 
     @staticmethod
     def backward(ctx: Any, d_query: Tensor, d_key: Tensor, d_value: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
@@ -171,13 +169,13 @@ class _SplitHeads(torch.autograd.Function):
         d_query, d_key, d_value = (_rows(gradient) for gradient in (d_query, d_key, d_value))
         batch, time = d_query.shape[:2]
         d_projected = pool.empty((batch, time, layout.width), d_query.dtype)
-        parts = torch.zeros(torch.get_num_threads(), 2, layout.size)
+        parts = None if query_weight is None else torch.empty(torch.get_num_threads(), 2, layout.size)
         library.call(
             "rotate_backward", d_query, d_query.stride(1), d_key, d_key.stride(1), d_value, d_value.stride(1), projected,
             query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rstd, d_projected, parts,
             batch * time, layout.heads, layout.groups, layout.size, rotation.cosines.shape[1],
         )  # fmt: skip
-        if query_weight is None:
+        if parts is None:
             return d_projected, None, None, None, None, None
         d_weights = parts.sum(0)
         return d_projected, None, None, d_weights[0], d_weights[1], None

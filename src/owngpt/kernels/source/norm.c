@@ -36,7 +36,7 @@ void owngpt_add_rms_norm(const bf16 *x, const bf16 *update, const float *weight,
 }
 
 /* d_x = d_summed + rstd * (weight * d_normed - hat * mean(weight * d_normed * hat)), hat = summed * rstd.
- * d_update = d_x with the dropped elements zeroed (written only under dropout). weight_parts: threads x width, summed by the caller. */
+ * d_update = d_x with the dropped elements zeroed (written only under dropout). weight_parts: threads x width, summed by the caller; or NULL. */
 void owngpt_add_rms_norm_backward(const bf16 *d_summed, const bf16 *d_normed, const bf16 *summed, const float *weight,
                                   const float *rstd, bf16 *d_x, bf16 *d_update, float *weight_parts, int64_t rows, int64_t width,
                                   uint32_t threshold, float keep_scale, uint32_t seed, int threads) {
@@ -45,15 +45,15 @@ void owngpt_add_rms_norm_backward(const bf16 *d_summed, const bf16 *d_normed, co
         int me = omp_get_thread_num();
         int64_t first, last;
         row_share(rows, me, omp_get_num_threads(), &first, &last);
-        float *d_weight = weight_parts + (int64_t)me * width;
-        memset(d_weight, 0, sizeof(float) * (size_t)width);
+        float *d_weight = weight_parts ? weight_parts + (int64_t)me * width : NULL;
+        if (d_weight) memset(d_weight, 0, sizeof(float) * (size_t)width);
         for (int64_t row = first; row < last; row++) {
             const bf16 *s = summed + row * width, *dy = d_normed + row * width;
             float scale = rstd[row], dot = 0.0f;
 #pragma omp simd reduction(+ : dot)
             for (int64_t i = 0; i < width; i++) {
                 float product = to_float(dy[i]) * to_float(s[i]) * scale;
-                d_weight[i] += product;
+                if (d_weight) d_weight[i] += product;
                 dot += product * weight[i];
             }
             dot = dot / (float)width * scale;

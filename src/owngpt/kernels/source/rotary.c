@@ -53,13 +53,14 @@ INLINE void turn_head_backward(const bf16 *dy, const bf16 *x, const float *weigh
     for (int i = 0; i < size; i++) dx[i] = to_bf16(scale * (values[i] * weight[i] - to_float(x[i]) * dot));
 }
 
-/* projected: rows x (heads + 2*groups) x size. rotated: rows x (heads + groups) x size, queries then keys.
+/* projected: rows x (heads + 2*groups) x size. rotated: rows x (heads + groups) x size, queries then keys, and then the values where it is
+ * `with_values`, which makes rows of it as long as those of projected.
  * cosines, sines: positions x half. position: one per row. weights may be NULL (no norm); half may be 0 (no rotation). */
 void owngpt_rotate(const bf16 *projected, const float *query_weight, const float *key_weight, const float *cosines,
-                   const float *sines, const int32_t *position, bf16 *rotated, float *rstd, int64_t rows, int heads, int groups,
+                   const float *sines, const int32_t *position, bf16 *rotated, int with_values, float *rstd, int64_t rows, int heads, int groups,
                    int size, int half, float epsilon, int threads) {
     int turned = heads + groups;
-    int64_t in_width = (int64_t)(heads + 2 * groups) * size, out_width = (int64_t)turned * size;
+    int64_t in_width = (int64_t)(heads + 2 * groups) * size, out_width = with_values ? in_width : (int64_t)turned * size;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         const float *c = cosines + (int64_t)position[row] * half, *s = sines + (int64_t)position[row] * half;
@@ -72,11 +73,12 @@ void owngpt_rotate(const bf16 *projected, const float *query_weight, const float
             WITH_HEAD_SIZE(TURN, size, half);
             if (weight) rstd[row * turned + head] = scale;
         }
+        if (with_values) memcpy(rotated + row * out_width + turned * size, projected + row * in_width + turned * size, sizeof(bf16) * (size_t)(groups * size));
     }
 }
 
 /* d_rotated queries, keys, values: rows x heads x size with their own row strides -> d_projected.
- * weight_parts: threads x 2 x size (query, key). */
+ * weight_parts: threads x 2 x size (query, key); NULL without weights. */
 void owngpt_rotate_backward(const bf16 *d_query, int64_t query_stride, const bf16 *d_key, int64_t key_stride, const bf16 *d_value,
                             int64_t value_stride, const bf16 *projected, const float *query_weight, const float *key_weight,
                             const float *cosines, const float *sines, const int32_t *position, const float *rstd, bf16 *d_projected,
@@ -87,8 +89,8 @@ void owngpt_rotate_backward(const bf16 *d_query, int64_t query_stride, const bf1
     {
         int64_t first, last;
         row_share(rows, omp_get_thread_num(), omp_get_num_threads(), &first, &last);
-        float *parts = weight_parts + (int64_t)omp_get_thread_num() * 2 * size;
-        memset(parts, 0, sizeof(float) * 2 * (size_t)size);
+        float *parts = weight_parts ? weight_parts + (int64_t)omp_get_thread_num() * 2 * size : NULL;
+        if (parts) memset(parts, 0, sizeof(float) * 2 * (size_t)size);
         for (int64_t row = first; row < last; row++) {
             const float *c = cosines + (int64_t)position[row] * half, *s = sines + (int64_t)position[row] * half;
             for (int head = 0; head < turned; head++) {
@@ -98,7 +100,7 @@ void owngpt_rotate_backward(const bf16 *d_query, int64_t query_stride, const bf1
                 const bf16 *x = projected ? projected + row * width + (int64_t)head * size : NULL; /* read only under a norm */
                 bf16 *dx = d_projected + row * width + (int64_t)head * size;
                 const float *weight = is_query ? query_weight : key_weight;
-                float *d_weight = parts + (is_query ? 0 : size), scale = weight ? rstd[row * turned + head] : 1.0f;
+                float *d_weight = parts ? parts + (is_query ? 0 : size) : NULL, scale = weight ? rstd[row * turned + head] : 1.0f;
 #define TURN_BACK(size, half) turn_head_backward(dy, x, weight, c, s, scale, dx, d_weight, size, half)
                 WITH_HEAD_SIZE(TURN_BACK, size, half);
             }
