@@ -87,6 +87,13 @@ def test_released_is_what_nobody_has():
     pool.release()
 
 
+def test_without_memory_nothing_is_counted_as_lent():
+    lender = Pool()
+    with pytest.raises(MemoryError, match="take fewer or shorter rows"):
+        lender.take(1 << 50)
+    assert lender.held == lender.lent == 0
+
+
 @pytest.mark.parametrize("count", [SMALLEST, SMALLEST + 1, 100_000, 589_824, 3 * MB, 7 * MB + 1, 2**33 + 5])
 def test_a_block_is_an_eighth_larger_at_most(count: int):
     assert count <= size_class(count) <= count * 9 / 8

@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torc
     count = math.prod(shape)
     if count * dtype.itemsize < SMALLEST or (device is not None and device.type != "cpu"):
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.frombuffer(_pool().take(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
+    return torch.frombuffer(_POOL.take(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
 
 
 def empty_like(tensor: Tensor) -> Tensor:
@@ -45,7 +44,7 @@ def empty_like(tensor: Tensor) -> Tensor:
 
 def release() -> None:
     """Give what is free back to the system, the C library's share with it: after training, for whatever comes next."""
-    _pool().release()
+    _POOL.release()
     give_back_freed_memory()
 
 
@@ -126,7 +125,13 @@ class _Block:
         self.size, self.asked = size, 0
         # Of neighbouring blocks, the same lines of a page would fall into the same few sets of the first-level cache.
         begin = number * 7 * LINE % PAGE
-        self._whole = memoryview(private_pages(size + PAGE))[begin : begin + size]
+        try:
+            pages = private_pages(size + PAGE)
+        except OSError as error:
+            raise MemoryError(
+                f"the system has no {size / 1e6:,.0f} MB more for a step's results; take fewer or shorter rows"
+            ) from error
+        self._whole = memoryview(pages)[begin : begin + size]
         self._loan: weakref.ref[memoryview] | None = None
 
     def lend(self, count: int, returned: deque[_Block]) -> memoryview:
@@ -143,6 +148,5 @@ def size_class(count: int) -> int:
     return -(-count // step) * step
 
 
-@cache
-def _pool() -> Pool:
-    return Pool()
+_POOL = Pool()
+"""Of the process."""
