@@ -132,12 +132,12 @@ def test_results_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_inputs_that_can_be_made_again_are_not_kept_and_gradients_stay_the_same() -> None:
     """A norm's results: bit for bit what they were."""
-    weight, spans = freeze(_values(64, 64, seed=1).bfloat16()), ((0, 64),)
-    down, up = _values(8, 64, seed=2).requires_grad_(), _values(64, 8, seed=3).requires_grad_()
-    x = _values(3, 50, 64, seed=4).bfloat16().requires_grad_()
+    weight, spans = freeze(_values(64, 70, seed=1).bfloat16()), ((0, 64),)
+    down, up = _values(8, 70, seed=2).requires_grad_(), _values(64, 8, seed=3).requires_grad_()
+    x = _values(7, 71, 70, seed=4).bfloat16().requires_grad_()
 
     def gradients() -> list[Tensor]:
-        _, normed = add_rms_norm(x, x * 2, torch.ones(64), 1e-5)
+        _, normed = add_rms_norm(x, x * 2, _values(70, seed=5), 1e-5)
         y = frozen_low_rank_linear(normed, weight, None, down, up, spans, 0.5)
         return list(torch.autograd.grad(y.float().sum(), (x, down, up)))
 
@@ -156,19 +156,38 @@ def test_inputs_that_can_be_made_again_are_not_kept_and_gradients_stay_the_same(
 
 
 @pytest.mark.parametrize("gradient", [True, False])
-@pytest.mark.parametrize("shape", [(1, 8, 8), (37, 70, 45), (130, 100, 48), (300, 40, 1700)])
-def test_a_gate_on_the_way_gives_the_same_bits_as_one_before(shape: tuple[int, int, int], gradient: bool) -> None:
-    rows, inputs, outputs = shape
+@pytest.mark.parametrize("case", [*CASES, (140, 33, 4200, 4, ((0, 4200),))])
+def test_a_gate_on_the_way_gives_the_same_bits_as_one_before(case: tuple[int, int, int, int, Spans], gradient: bool) -> None:
+    rows, inputs, outputs, rank, spans = case
+    height = sum(last - first for first, last in spans)
     weight = freeze((_values(outputs, inputs, seed=1) / inputs**0.5).bfloat16())
     d_y = _values(rows, outputs, seed=5).bfloat16()
     results = []
     for on_the_way in (True, False):
         gate_up = (3 * _values(rows, 2 * inputs, seed=2)).bfloat16().requires_grad_(gradient)
-        down, up = _values(5, inputs, seed=3).requires_grad_(), _values(outputs, 5, seed=4).requires_grad_()
+        down = _values(len(spans) * rank, inputs, seed=3).requires_grad_()
+        up = _values(height, rank, seed=4).requires_grad_()
         x = gate_up if on_the_way else gated(gate_up, "swiglu")
-        y = frozen_low_rank_linear(x, weight, None, down, up, ((0, outputs),), 0.5, gated=on_the_way)
+        y = frozen_low_rank_linear(x, weight, _values(outputs, seed=6), down, up, spans, 0.5, gated=on_the_way)
         y.backward(d_y)
         results.append((y.detach(), gate_up.grad, down.grad, up.grad))
     for found, expected in zip(*results, strict=True):
         assert (found is None) == (expected is None) == (found is None and not gradient)
         assert found is None or torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("names", ["bfloat16 bfloat16", "float16 float32", "float64 bfloat16"])
+def test_factors_of_other_types_are_taken_and_keep_them(names: str) -> None:
+    types = [getattr(torch, name) for name in names.split()]
+    weight, x = freeze(_values(45, 70, seed=1).bfloat16()), _values(130, 70, seed=2).bfloat16()
+    sources = [_values(4, 70, seed=3).bfloat16(), _values(45, 4, seed=4).bfloat16()]
+    found = [source.to(kind, copy=True).requires_grad_() for source, kind in zip(sources, types, strict=True)]
+    expected = [source.float().requires_grad_() for source in sources]
+    results = [frozen_low_rank_linear(x, weight, None, *factors, ((0, 45),), 1.0) for factors in (found, expected)]
+    assert torch.equal(*results)
+    for y in results:
+        y.backward(_values(130, 45, seed=5).bfloat16())
+    for one, other in zip(found, expected, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad.to(one.dtype))

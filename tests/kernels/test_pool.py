@@ -84,7 +84,8 @@ def test_released_is_what_nobody_has():
     assert not free and lender.held == 10 * MB
     lender.release()
     assert lender.held == lender.most_lent == lender.lent == MB and bool((kept == 7).all())
-    pool.release()
+    del kept
+    assert lender.lent == lender.held == 0
 
 
 def test_without_memory_nothing_is_counted_as_lent():
@@ -131,6 +132,7 @@ def test_shapes_types_and_small_tensors():
     assert wide.shape == (3, 1024, 64) and wide.dtype == torch.bfloat16 and wide.is_contiguous()
     assert pool.empty_like(wide).shape == wide.shape and pool.empty((2, 3)).dtype == torch.float32
     assert pool.empty((0, 5)).numel() == 0
+    assert wide._base is None and pool.empty((2, 3))._base is None
     assert pool.empty((1 << 20,), device=torch.device("meta")).device.type == "meta"
     kept = wide.fill_(2.0).requires_grad_()
     (kept * 3).sum().backward()

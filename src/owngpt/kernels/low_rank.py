@@ -87,17 +87,20 @@ class _FrozenLowRank(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: FrozenWeight, bias: Tensor | None, down: Tensor, up: Tensor, spans: Spans, scale: float,
         gated: bool, made_of: tuple[Tensor, Tensor, Tensor] | None,
     ) -> Tensor:  # fmt: skip
-        x, down, up = x.contiguous(), down.contiguous(), up.contiguous()
+        x, types = x.contiguous(), (down.dtype, up.dtype)
+        if types != (torch.bfloat16, torch.bfloat16):
+            down, up = down.float(), up.float()
+        down, up = down.contiguous(), up.contiguous()
         bias = None if bias is None else bias.float().contiguous()
         rows, rank = x.numel() // max(1, x.shape[-1]), up.shape[1]
         hidden = pool.empty((rows, len(spans) * rank), x.dtype)
         y = pool.empty((*x.shape[:-1], weight.outputs), x.dtype)
         library.call(
-            "low_rank", x, int(gated), weight.forward, bias, down, up, _are_float(down, up), _table(spans),
+            "low_rank", x, int(gated), weight.forward, bias, down, up, int(down.dtype == torch.float32), _table(spans),
             len(spans), rank, scale, hidden, y, rows, weight.inputs, weight.outputs,
         )  # fmt: skip
         ctx.save_for_backward(hidden, down, up, *(made_of or (x, None, None)))
-        ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.gated = weight, spans, rank, scale, gated
+        ctx.weight, ctx.spans, ctx.rank, ctx.scale, ctx.gated, ctx.types = weight, spans, rank, scale, gated, types
         return y
 
     @staticmethod
@@ -108,19 +111,13 @@ class _FrozenLowRank(torch.autograd.Function):
         d_x = pool.empty_like(x) if ctx.needs_input_grad[0] else None
         d_down, d_up = torch.empty(down.shape), torch.empty(up.shape)
         library.call(
-            "low_rank_backward", d_y, x, int(ctx.gated), norm, rstd, hidden, weight.backward, down, up, _are_float(down, up),
-            _table(spans), len(spans), ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden), weight.inputs, weight.outputs,
+            "low_rank_backward", d_y, x, int(ctx.gated), norm, rstd, hidden, weight.backward, down, up,
+            int(down.dtype == torch.float32), _table(spans), len(spans), ctx.rank, ctx.scale, d_x, d_down, d_up, len(hidden),
+            weight.inputs, weight.outputs,
         )  # fmt: skip
-        if down.dtype != torch.float32:
-            d_down, d_up = d_down.to(down.dtype), d_up.to(up.dtype)
+        if ctx.types != (torch.float32, torch.float32):
+            d_down, d_up = d_down.to(ctx.types[0]), d_up.to(ctx.types[1])
         return d_x, None, None, d_down, d_up, None, None, None, None
-
-
-def _are_float(down: Tensor, up: Tensor) -> int:
-    """What the kernels read both factors as: bfloat16, or float32, which they round themselves."""
-    assert down.dtype == up.dtype, (down.dtype, up.dtype)
-    assert down.dtype in (torch.float32, torch.bfloat16), down.dtype
-    return int(down.dtype == torch.float32)
 
 
 @cache

@@ -96,7 +96,7 @@ class _AddRMSNorm(torch.autograd.Function):
         rows, width = rstd.numel(), weight.numel()
         d_x = pool.empty_like(summed)
         d_update = pool.empty_like(summed) if ctx.dropout else None
-        parts = torch.empty(torch.get_num_threads(), width) if ctx.needs_input_grad[2] else None
+        parts = torch.zeros(torch.get_num_threads(), width) if ctx.needs_input_grad[2] else None
         d_summed = None if d_summed is None else d_summed.contiguous()
         library.call(
             "add_rms_norm_backward", d_summed, d_normed.contiguous(), summed, weight, rstd, d_x, d_update, parts, rows, width,

@@ -23,7 +23,7 @@ from owngpt.kernels.memory import LINE, give_back_freed_memory, private_pages
 SMALLEST = 64 * 1024
 """Bytes; what is smaller PyTorch gets as ever."""
 SLACK = 1.25
-"""Bytes that are held, lent or not, times those that were ever lent at once."""
+"""Times the bytes that were ever lent at once: held up to there, free blocks of other sizes are kept beside new ones."""
 LARGER = 2.0
 """Times what was asked for that a block may have, rather than that others are given up for a new one."""
 PAGE = 4096
@@ -34,7 +34,8 @@ def empty(shape: Sequence[int], dtype: torch.dtype = torch.float32, device: torc
     count = math.prod(shape)
     if count * dtype.itemsize < SMALLEST or (device is not None and device.type != "cpu"):
         return torch.empty(shape, dtype=dtype, device=device)
-    return torch.frombuffer(_POOL.take(count * dtype.itemsize), dtype=dtype, count=count).view(shape)
+    flat = torch.frombuffer(_POOL.take(count * dtype.itemsize), dtype=dtype, count=count)
+    return flat.resize_(shape)  # unlike a view it has no base, which autograd would keep an eye on
 
 
 def empty_like(tensor: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ class Pool:
 
     @property
     def lent(self) -> int:
-        """Bytes that were asked for and are in use."""
+        """Bytes in use, in whole size classes."""
         with self._lock:
             self._sort_in()
             return self._lent
@@ -83,19 +84,24 @@ class Pool:
         return block.lend(size, self._returned)
 
     def release(self) -> None:
-        """Give up every block that nobody has."""
+        """Give up every block that nobody has, and the others when they come back."""
         with self._lock:
             self._sort_in()
             for block in itertools.chain.from_iterable(self._free.values()):
                 self._drop(block)
             self._free.clear()
+            for block in self._blocks:
+                block.last_loan = True
             self.most_lent = self._lent
 
     def _sort_in(self) -> None:
         while self._returned:
             block = self._returned.popleft()
             self._lent -= block.asked
-            self._free.setdefault(block.size, []).append(block)
+            if block.last_loan:
+                self._drop(block)
+            else:
+                self._free.setdefault(block.size, []).append(block)
 
     def _other(self, size: int) -> _Block:
         """A new block, unless that were too many and there is a free one that is not much larger."""
@@ -122,15 +128,14 @@ class _Block:
     """Bytes of the system's, and who has them."""
 
     def __init__(self, size: int, number: int) -> None:
-        self.size, self.asked = size, 0
+        self.size, self.asked, self.last_loan = size, 0, False
         # Of neighbouring blocks, the same lines of a page would fall into the same few sets of the first-level cache.
         begin = number * 7 * LINE % PAGE
         try:
             pages = private_pages(size + PAGE)
         except OSError as error:
-            raise MemoryError(
-                f"the system has no {size / 1e6:,.0f} MB more for a step's results; take fewer or shorter rows"
-            ) from error
+            wanted = f"{size / 1e6:,.0f} MB more for a step's results"
+            raise MemoryError(f"the system does not have {wanted}; take fewer or shorter rows") from error
         self._whole = memoryview(pages)[begin : begin + size]
         self._loan: weakref.ref[memoryview] | None = None
 

@@ -169,7 +169,7 @@ class _SplitHeads(torch.autograd.Function):
         d_query, d_key, d_value = (_rows(gradient) for gradient in (d_query, d_key, d_value))
         batch, time = d_query.shape[:2]
         d_projected = pool.empty((batch, time, layout.width), d_query.dtype)
-        parts = None if query_weight is None else torch.empty(torch.get_num_threads(), 2, layout.size)
+        parts = None if query_weight is None else torch.zeros(torch.get_num_threads(), 2, layout.size)
         library.call(
             "rotate_backward", d_query, d_query.stride(1), d_key, d_key.stride(1), d_value, d_value.stride(1), projected,
             query_weight, key_weight, rotation.cosines, rotation.sines, rotation.positions, rstd, d_projected, parts,

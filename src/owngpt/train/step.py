@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from owngpt.data.batches import Batch
+from owngpt.kernels import pool
 from owngpt.kernels.memory import keep_freed_memory
 from owngpt.model.attention import CausalContext
 from owngpt.model.gpt import GPT
@@ -175,6 +176,11 @@ class TrainModule:
         loss = sum(float(self.objective.loss(self.model, batch, 1.0)) for batch in batches) / max(1, count)
         self.validation_metrics = self.objective.metrics()
         return loss
+
+    def let_go(self) -> None:
+        """Of the memory that steps take: gradients, and what the pool keeps for the next one."""
+        self.model.zero_grad(set_to_none=True)
+        pool.release()
 
     def weights(self) -> dict[str, Tensor]:
         """A float32 copy of every parameter that is trained, by the model's names."""

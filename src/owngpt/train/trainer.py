@@ -17,7 +17,6 @@ import torch
 
 from owngpt.data.batches import Batch, BatchStream
 from owngpt.errors import CheckpointError, TrainingDivergedError, UsageError
-from owngpt.kernels import pool
 from owngpt.train import checkpoint
 from owngpt.train.average import WeightAverage
 from owngpt.train.course import Course, TrainResult
@@ -142,9 +141,9 @@ class Trainer:
                     self._advance()
                 return self._finish()
         finally:
-            pool.release()  # whatever comes next measures, writes or answers
             self._recorder.close()
             self._give_lock_back()
+            self.module.let_go()  # whatever comes next measures, writes or answers
 
     def _take_lock(self) -> None:
         if not self._lock.held:

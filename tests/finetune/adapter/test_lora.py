@@ -18,6 +18,7 @@ from owngpt.finetune.adapter.low_rank import LowRankLinear, plain_linear
 from owngpt.formats.folder import load_config, load_weights
 from owngpt.formats.merging import merge_adapter
 from owngpt.formats.peft import load_adapter
+from owngpt.kernels.activation import gated
 from owngpt.kernels.frozen import can_freeze
 from owngpt.model.gpt import GPT
 
@@ -269,3 +270,21 @@ def test_wrong_settings_are_named(tmp_path: Path) -> None:
     for settings in ({"rank": 0}, {"alpha": 0.0}, {"dropout": 1.0}, {"targets": ()}):
         with pytest.raises(UsageError, match="--"):
             LoraSettings(**settings)
+
+
+@pytest.mark.parametrize("state", ["plain", "dora", "off", "dropout", "not packed", "other gate"])
+def test_a_layer_gates_on_the_way_as_it_would_after_a_gate(tmp_path: Path, state: str) -> None:
+    dtype = torch.float32 if state == "not packed" else torch.bfloat16
+    lora = shaken(attached(opened(tmp_path, dtype=dtype), dropout=0.5 if state == "dropout" else 0.0, dora=state == "dora"))
+    lora.model.train()
+    layer = next(each for name, each in lora.layers.items() if name.endswith("mlp.down"))
+    layer.off = state == "off"
+    gate_up = torch.randn(3, 7, 96, generator=torch.Generator().manual_seed(3)).to(dtype).requires_grad_()
+    kind, results = "geglu" if state == "other gate" else "swiglu", []
+    for on_the_way in (True, False):
+        lora.model.dropout.restart(5)
+        lora.model.zero_grad()
+        y = layer.of_gated(gate_up, kind) if on_the_way else layer(gated(gate_up, kind))
+        own = [parameter for parameter in layer.parameters() if parameter.requires_grad and state != "off"]
+        results.append([y, *torch.autograd.grad(y.float().square().sum(), [gate_up, *own])])
+    assert all(torch.equal(*pair) for pair in zip(*results, strict=True))

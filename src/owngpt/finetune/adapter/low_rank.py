@@ -96,7 +96,7 @@ class LowRankLinear(nn.Module):
 
     def of_gated(self, gate_up: Tensor, kind: str) -> Tensor:
         """The same of what :func:`owngpt.kernels.activation.gated` gives, (..., 2 * in) → (..., out), by itself if it can."""
-        base = self.base
+        base = self.base  # hooks on this layer do not see it pass
         if kind != "swiglu" or self.off or self._dropout() is not None or not isinstance(base, FrozenLinear):
             return self(gated(gate_up, kind))  # type: ignore[no-any-return]
         update = self.lora_down, self.lora_up, self.spans, self.scale

@@ -128,8 +128,9 @@ static void hidden_block(const Layer *l, const bf16 *left, int64_t steps, int64_
     }
 }
 
-/* x: rows x inputs, or where it is `gated` rows x (2 * inputs) that SwiGLU makes it of; bias: outputs float32 or NULL; y: rows x outputs; hidden: rows x (spans * rank), s x A^T. weight: panels of outputs.
- * down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
+/* x: rows x inputs, or where it is `gated` rows x (2 * inputs) that SwiGLU makes it of; weight: panels of outputs; bias: outputs float32 or
+ * NULL; down, up: bf16, or float32 where `are_float`; y: rows x outputs; hidden: rows x (spans * rank), s x A^T.
+ * Returns 0, or 1 without memory. */
 int owngpt_low_rank(const bf16 *x, int gated, const bf16 *weight, const float *bias, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans, int64_t rank,
                     float scale, bf16 *hidden, bf16 *y, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Layer l = {weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale};
@@ -339,9 +340,9 @@ static void add_parts(const Backward *w, int64_t count, float *d_down, float *d_
         }
 }
 
-/* d_y: rows x outputs; hidden: what the forward pass left; weight: panels of inputs. x: as it was forward, or where a `norm` made it (its weight, inputs;
- * rstd, rows) what that was made of; d_x: like the forward pass's, or NULL; d_down: (spans * rank) x
- * inputs and d_up: (rows of all spans) x rank, float32. down, up: bf16, or float32 where `are_float`. Returns 0, or 1 without memory. */
+/* d_y: rows x outputs; x, down, up: as forward, but where a norm made x (`norm`: its weight, `rstd`: 1 / the rows' deviations) what it was
+ * made of; hidden: what the forward pass left; weight: panels of inputs. d_x: as large as the x of the forward pass, or NULL;
+ * d_down: (spans * rank) x inputs and d_up: (rows of all spans) x rank, float32. Returns 0, or 1 without memory. */
 int owngpt_low_rank_backward(const bf16 *d_y, const bf16 *x, int gated, const float *norm, const float *rstd, const bf16 *hidden, const bf16 *weight, const void *down, const void *up, int are_float, const int64_t *span, int64_t spans,
                              int64_t rank, float scale, bf16 *d_x, float *d_down, float *d_up, int64_t rows, int64_t inputs, int64_t outputs, int threads) {
     Backward w = {{weight, NULL, NULL, span, spans, rank, inputs, outputs, rows, scale}, d_y, x, hidden, NULL, NULL, NULL, NULL, NULL, spans * rank, heights_of(span, spans), 0};

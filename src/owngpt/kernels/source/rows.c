@@ -1,4 +1,5 @@
 /* The steps of an inference pass that work on each token's row by itself: norms, rotation, activations. */
+#include "gate.h"
 #include "steps.h"
 
 #ifdef MATRIX_UNIT
@@ -107,12 +108,7 @@ void owngpt_step_gated(const int64_t *slots, Worker *worker) {
     for (; row < row_end; row++) {
         const bf16 *gate = POINTER(const bf16, 0) + row * 2 * width, *up = gate + width;
         bf16 *out = POINTER(bf16, 1) + row * width;
-        if (slots[4] == GATED_SWIGLU)
-#pragma omp simd
-            for (int64_t i = column; i < column_end; i++) {
-                float g = to_float(gate[i]);
-                out[i] = to_bf16(g * sigmoid_fast(g) * to_float(up[i]));
-            }
+        if (slots[4] == GATED_SWIGLU) swiglu_values(gate + column, up + column, out + column, column_end - column);
         else
 #pragma omp simd
             for (int64_t i = column; i < column_end; i++) out[i] = to_bf16(gelu_tanh(to_float(gate[i])) * to_float(up[i]));

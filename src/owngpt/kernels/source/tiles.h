@@ -27,8 +27,8 @@ typedef struct {
     int lines, near;
 } Columns;
 
-/* More steps of a square's sum: step i of B's tiles meets step from[i] of A's, whose rows are 64 bytes apart. A's steps come in rounds of
- * `period`, in which `depth` values matter. */
+/* More steps of a sum: step i of B's tiles meets step from[i] of A's, whose rows are 64 bytes apart. A's steps come in rounds of
+ * `period`, in which `depth` values matter; the others are zero. */
 typedef struct {
     const bf16 *left, *right;
     const int64_t *from;
