@@ -96,11 +96,9 @@ class LowRankLinear(nn.Module):
 
     def of_gated(self, gate_up: Tensor, kind: str) -> Tensor:
         """The same of what :func:`owngpt.kernels.activation.gated` gives, (..., 2 * in) → (..., out), by itself if it can."""
-        base = self.base  # hooks on this layer do not see it pass
-        if kind != "swiglu" or self.off or self._dropout() is not None or not isinstance(base, FrozenLinear):
+        if kind != "swiglu" or self.off or self._dropout() is not None or not isinstance(self.base, FrozenLinear):
             return self(gated(gate_up, kind))  # type: ignore[no-any-return]
-        update = self.lora_down, self.lora_up, self.spans, self.scale
-        return self._rescaled(frozen_low_rank_linear(gate_up, base.packed, base.bias, *update, gated=True))
+        return self._rescaled(self._sum(gate_up, is_gate=True))  # hooks on this layer do not see it pass
 
     def _rescaled(self, y: Tensor) -> Tensor:
         """With the learned lengths of DoRA."""
@@ -112,10 +110,10 @@ class LowRankLinear(nn.Module):
         bias = self.base.bias.to(y.dtype)
         return (y - bias) * factors + bias  # type: ignore[no-any-return]
 
-    def _sum(self, x: Tensor) -> Tensor:
+    def _sum(self, x: Tensor, *, is_gate: bool = False) -> Tensor:
         update = self.lora_down, self.lora_up, self.spans, self.scale
         if isinstance(self.base, FrozenLinear):
-            return frozen_low_rank_linear(x, self.base.packed, self.base.bias, *update)
+            return frozen_low_rank_linear(x, self.base.packed, self.base.bias, *update, gated=is_gate)
         return low_rank_linear(x, self.base.weight, self.base.bias, *update)
 
     def _update(self, x: Tensor) -> Tensor:
