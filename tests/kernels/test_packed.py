@@ -10,7 +10,7 @@ from torch import Tensor
 
 from owngpt.kernels import packed, tape
 from owngpt.kernels.memory import LINE, HugePages
-from owngpt.kernels.packed import FEW, FEW_SMALL, Kind, PackedWeight
+from owngpt.kernels.packed import COLUMNS, FEW, NEVER, Kind, PackedWeight
 
 pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no matrix tiles on this machine")
 
@@ -48,31 +48,84 @@ def product(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.d
     return out.clone()
 
 
+def in_eight_bits(x: Tensor) -> Tensor:
+    """What products of eight bits take for x: 253 levels for 32 values, of which 0 is one."""
+    width = x.shape[-1]
+    groups = torch.nn.functional.pad(x.float(), (0, -width % COLUMNS)).unflatten(-1, (-1, COLUMNS))
+    least, greatest = groups.amin(-1, keepdim=True).clamp(max=0), groups.amax(-1, keepdim=True).clamp(min=0)
+    inverse = torch.where(greatest > least, torch.tensor(252.0) / (greatest - least), 0)
+    middle = ((least + greatest) / 2 * inverse).round()
+    numbers = (groups.double() * inverse - middle).float().round()  # one rounding to float32, as the instruction does it
+    assert float(numbers.abs().max()) <= 127
+    return ((numbers + middle) * (greatest - least) / 252).flatten(-2)[..., :width]
+
+
 @pytest.mark.parametrize(
     ("kind", "outputs", "inputs"), [*((kind, *shape) for kind in KINDS for shape in SHAPES), ("q4_1", 37, 96)]
 )
 def test_products_are_those_of_the_unpacked_weight(kind: Kind, outputs: int, inputs: int) -> None:
     weight = pack(weight_of(outputs, inputs), kind)
     bias = weight_of(1, outputs, seed=1)[0]
-    for rows in (1, 2, 3, 5, FEW, FEW + 1, 16, 17, 49, FEW_SMALL, FEW_SMALL + 1):
+    for rows in (1, 2, 3, 5, FEW, FEW + 1, 16, 17, 49, 64, 65, 130):
         x = weight_of(rows, inputs, seed=rows).bfloat16()
-        expected = x.float() @ weight.unpacked().T + bias
-        for weight.tiles_from in (1, 2, FEW + 1, FEW_SMALL + 1):
+        for weight.tiles_from in (1, 2, FEW + 1, NEVER):
+            small = weight.quantized and not weight.on_tiles(rows)
+            expected = (in_eight_bits(x) if small else x.float()) @ weight.unpacked().T + bias
             for dtype in (torch.float32, torch.bfloat16):
                 found = product(x, weight, bias, dtype).float()
-                assert float((found - expected).abs().max()) < ROUNDING * float(expected.abs().max())
+                near = 2.0**-18 if small and dtype == torch.float32 else ROUNDING
+                assert float((found - expected).abs().max()) < near * float(expected.abs().max())
+
+
+def test_groups_of_one_sign_have_all_levels_on_its_side() -> None:
+    weight = pack(weight_of(48, 64), "int8")
+    for sign in (1, -1):
+        x = sign * weight_of(7, 64, seed=3).abs().bfloat16()
+        exact = x.float() @ weight.unpacked().T
+        error = float((product(x, weight, None, torch.float32) - exact).norm() / exact.norm())
+        assert error < (2.0**-8 if not weight.on_tiles(7) else ROUNDING)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_row_that_is_damaged_stays_so_and_harms_no_other(value: float) -> None:
+    weight = pack(weight_of(48, 64), "int8")
+    x = weight_of(6, 64, seed=3).bfloat16()
+    whole = product(x, weight, None, torch.float32)
+    x[2, 40] = value
+    found = product(x, weight, None, torch.float32)
+    assert not found[2].isfinite().any()
+    assert torch.equal(found[[0, 1, 3, 4, 5]], whole[[0, 1, 3, 4, 5]])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-38, 1e37])
+def test_rows_of_any_size_are_taken(value: float) -> None:
+    weight = pack(weight_of(48, 64), "int8")
+    x = torch.full((6, 64), value).bfloat16()
+    exact = x.double() @ weight.unpacked().double().T
+    found = product(x, weight, None, torch.float32).double()
+    assert float((found - exact).abs().max()) <= ROUNDING * float(exact.abs().max()) + 1e-30
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_same_product_alone_and_among_others(kind: Kind) -> None:
     weight = pack(weight_of(80, 96), kind)
     weight.tiles_from = 1
-    x = weight_of(40, 96, seed=2).bfloat16()
+    x = weight_of(140, 96, seed=2).bfloat16()
     together = product(x, weight, None, torch.float32)
-    for row in (0, 15, 16, 39):
+    for row in (0, 15, 16, 39, 64, 139):
         assert torch.equal(product(x[row : row + 1], weight, None, torch.float32)[0], together[row])
-    for rows in (16, 17, 32):
+    for rows in (16, 17, 32, 66, 67):
         assert torch.equal(product(x[:rows], weight, None, torch.float32), together[:rows])
+
+
+@pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
+def test_any_number_of_rows_has_the_same_products_of_eight_bits(kind: Kind) -> None:
+    weight = pack(weight_of(80, 96), kind)
+    x = weight_of(140, 96, seed=2).bfloat16()
+    weight.tiles_from = NEVER
+    together = product(x, weight, None, torch.float32)
+    for first, last in ((0, 1), (63, 66), (3, 70), (1, 140)):
+        assert torch.equal(product(x[first:last].clone(), weight, None, torch.float32), together[first:last])
 
 
 @pytest.mark.parametrize("kind", ["int8", "int6", "int4"])
@@ -263,20 +316,25 @@ def test_embedding_gives_rows_of_the_weight_times_the_factor(kind: Kind, dtype: 
     assert torch.allclose(out.float(), 3 * weight.unpacked()[ids.long()], rtol=2.0**-7, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "tiles_from"), [*((kind, 1) for kind in KINDS), *((kind, NEVER) for kind in KINDS[2:])])
 @pytest.mark.parametrize("tanh_form", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
-def test_the_joined_gated_layer_is_its_parts_one_after_another(kind: Kind, tanh_form: bool, biased: bool) -> None:
+def test_the_joined_gated_layer_is_its_parts_one_after_another(
+    kind: Kind, tiles_from: int, tanh_form: bool, biased: bool
+) -> None:
     gate_up, down = pack(weight_of(192, 64) / 8, kind), pack(weight_of(64, 96, seed=1) / 8, kind)
+    gate_up.tiles_from = down.tiles_from = tiles_from
     biases = (weight_of(1, 192, seed=3)[0], weight_of(1, 64, seed=4)[0]) if biased else (None, None)
-    for rows in (1, 16, 17, 32, 33):
+    for rows in (1, 3, 5, 16, 17, 32, 33, 70):
+        assert packed.joins(gate_up, down, rows)
         x = weight_of(rows, 64, seed=rows).bfloat16()
         recorded = tape.Tape(tape.BufferPool())
         with recorded.record():
             out = packed.gated_mlp(x, gate_up, biases[0], down, biases[1], tanh_form=tanh_form)
         recorded.run()
-        both = x.float() @ gate_up.unpacked().T + (0 if biases[0] is None else biases[0])
+        taken = in_eight_bits if gate_up.quantized and not gate_up.on_tiles(rows) else Tensor.float
+        both = taken(x) @ gate_up.unpacked().T + (0 if biases[0] is None else biases[0])
         gate, up = both.chunk(2, 1)
         active = torch.nn.functional.gelu(gate, approximate="tanh") if tanh_form else torch.nn.functional.silu(gate)
-        expected = (active * up) @ down.unpacked().T + (0 if biases[1] is None else biases[1])
+        expected = taken(active * up) @ down.unpacked().T + (0 if biases[1] is None else biases[1])
         assert float((out.float() - expected).abs().max()) < 2 * ROUNDING * float(expected.abs().max())

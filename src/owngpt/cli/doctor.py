@@ -87,9 +87,13 @@ def _show(found: dict[str, Any]) -> None:
 
 def _tuned(values: dict[str, Any]) -> str:
     """What was chosen by timing whole steps of a model."""
+    from owngpt.kernels.packed import NEVER
+
     threads = f"{values['threads']} thread{'s' if values['threads'] > 1 else ''}"
     if values["tiles_from"] == 1:
         return f"matrix tiles, {threads}"
+    if values["tiles_from"] == NEVER:
+        return f"products of eight bits for any number of rows, {threads}"
     return f"vector products below {values['tiles_from']} rows, matrix tiles from there on, {threads}"
 
 

@@ -70,8 +70,7 @@ class PackedGatedMLP(nn.Module):
         assert isinstance(gate_up, PackedLinear)
         assert isinstance(down, PackedLinear)
         rows = x.numel() // x.shape[-1]
-        on_tiles = gate_up.packed.on_tiles(rows) and down.packed.on_tiles(rows)
-        if on_tiles and down.packed.inputs % packed.COLUMNS == 0 and not self.apart:
+        if packed.joins(gate_up.packed, down.packed, rows) and not self.apart:
             return packed.gated_mlp(x, gate_up.packed, gate_up.bias, down.packed, down.bias, tanh_form=self.activation == "geglu")
         y: Tensor = down(activation.gated(gate_up(x), self.activation))
         return y

@@ -19,13 +19,13 @@ import torch
 from torch import nn
 
 from owngpt.engine import records
-from owngpt.engine.layout import ROWS, TILE
+from owngpt.engine.layout import ROWS
 from owngpt.engine.packing import each_packed, packed_kinds
 from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
 from owngpt.kernels import build
 from owngpt.kernels.machine import usable_cores
-from owngpt.kernels.packed import FEW, PackedWeight, tiles_from_at_most, tiles_from_unmeasured
+from owngpt.kernels.packed import FEW, NEVER, PackedWeight, amx, tiles_from_unmeasured
 from owngpt.kernels.tape import BufferPool, Tape
 from owngpt.model.gpt import GPT
 
@@ -42,7 +42,7 @@ class Tuning:
     """What was measured."""
 
     tiles_from: int
-    """Rows, see :attr:`owngpt.kernels.packed.PackedWeight.tiles_from`; where nothing is quantized the matrix unit decides."""
+    """Rows, see :attr:`owngpt.kernels.packed.PackedWeight.tiles_from`; measured only for quantized weights beside AMX."""
     threads: int
 
 
@@ -72,14 +72,14 @@ def apply(runner: PackedRunner, tuning: Tuning) -> None:
 
 
 def _measure(model: GPT, most: int) -> Tuning:
-    tiles_from = tiles_from_at_most(quantized=True)
+    tiles_from = FEW + 1
     with _shortened(model):
         counts = {most, max(1, most // 2)} if most > 2 else {most}
         threads = most if len(counts) == 1 else min(counts, key=lambda count: (_seconds(model, 1, tiles_from, count), -count))
-        if packed_kinds(model) <= {"bf16", "compact"}:
-            return Tuning(tiles_from_unmeasured(), threads)
-        sizes = [rows for rows in ROWS if 2 <= rows <= FEW] + [TILE] * (tiles_from > TILE)  # a whole tile decides for more
-        for rows in reversed(sizes):
+        quantized = not packed_kinds(model) <= {"bf16", "compact"}
+        if not (quantized and amx()):
+            return Tuning(tiles_from_unmeasured(quantized), threads)
+        for rows in reversed([rows for rows in ROWS if 2 <= rows <= FEW]):
             if _seconds(model, rows, rows + 1, threads) < _seconds(model, rows, 1, threads):
                 break  # with fewer rows vector products are faster still
             tiles_from = rows
@@ -135,5 +135,5 @@ def _read(values: dict[str, Any], most: int) -> Tuning | None:
     tiles_from, threads = values.get("tiles_from"), values.get("threads")
     if not isinstance(tiles_from, int) or not isinstance(threads, int):
         return None
-    known = 1 <= tiles_from <= tiles_from_at_most(quantized=True) and 1 <= threads <= most
+    known = NEVER <= tiles_from <= FEW + 1 and 1 <= threads <= most
     return Tuning(tiles_from, threads) if known else None

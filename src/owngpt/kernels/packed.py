@@ -19,14 +19,13 @@ TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6"
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 FEW = 8
-"""Most rows that the vector products of bfloat16 take, and of quantized weights where the matrix unit is AMX."""
-FEW_SMALL = 64
-"""Most rows that those of quantized weights take at all. A matrix unit of vectors is hardly faster even then: its instructions
-do as much, and each weight has to be made bfloat16 for them."""
+"""Most rows that vector products of bfloat16 take, and where the matrix unit is AMX those of quantized weights."""
+NEVER = 0
+"""In place of a number of rows."""
 ALONE = 4
 """Rows up to which each thread makes all of them small for itself; with more they share the work, in a step of its own."""
-SMALL_BYTES = 72
-"""Of 32 values of a row: two numbers of eight bits each, a factor, and a sum."""
+SMALL_BYTES = 40
+"""Of 32 values of a row: numbers of eight bits, a factor, and a sum."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
 """Behind their tiles, for each output."""
 ZEROS: dict[Kind, int] = {"int6": 4, "int4": 16}
@@ -37,17 +36,20 @@ EXCEPTION_SHARE = 1 / 256
 """Of a weight's numbers; with more of them bf16 as it is would be as fast."""
 
 
-def tiles_from_unmeasured() -> int:
-    """See :attr:`PackedWeight.tiles_from`, for weights in bfloat16.
+def tiles_from_unmeasured(quantized: bool = False) -> int:
+    """See :attr:`PackedWeight.tiles_from`.
 
-    AMX reads them faster than vectors do even for one row; a matrix unit of vectors would do the work of 16.
+    AMX reads bfloat16 faster than vectors do even for one row; from where on quantized weights are worth being made that is to be
+    measured. A matrix unit of vectors would do the work of 16 rows, and it is half as fast as products of eight bits are.
     """
-    return 1 if library.matrix_unit("inference") == "amx" else FEW + 1
+    if amx():
+        return 3 if quantized else 1
+    return NEVER if quantized else FEW + 1
 
 
-def tiles_from_at_most(quantized: bool) -> int:
-    """The greatest that :attr:`PackedWeight.tiles_from` may be."""
-    return 1 + (FEW_SMALL if quantized and library.matrix_unit("inference") == "vectors" else FEW)
+def amx() -> bool:
+    """Whether that is what the matrix unit is."""
+    return library.matrix_unit("inference") == "amx"
 
 
 @dataclass
@@ -60,10 +62,10 @@ class PackedWeight:
     tiles: Tensor
     """uint8, one dimension."""
     tiles_from: int = field(init=False)
-    """Rows from which on matrix tiles beat vector products; for quantized weights chosen by measurement."""
+    """Rows from which on matrix tiles beat vector products, or :data:`NEVER`."""
 
     def __post_init__(self) -> None:
-        self.tiles_from = 3 if self.quantized else tiles_from_unmeasured()
+        self.tiles_from = tiles_from_unmeasured(self.quantized)
 
     @property
     def bytes(self) -> int:
@@ -77,7 +79,9 @@ class PackedWeight:
 
     def on_tiles(self, rows: int) -> bool:
         """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
-        return rows >= min(self.tiles_from, tiles_from_at_most(self.quantized))
+        if self.tiles_from == NEVER:
+            return not self.quantized and rows > FEW
+        return rows >= min(self.tiles_from, FEW + 1)
 
     @property
     def depth(self) -> int:
@@ -239,13 +243,16 @@ def _numbers(tiles: Tensor, kind: Kind) -> Tensor:
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """x (..., inputs) bfloat16 → (..., outputs) in bfloat16 or float32; bias (outputs,) float32. Only while a tape is active."""
     rows = x.numel() // weight.inputs
-    on_tiles = weight.on_tiles(rows)
-    prepared = None
-    if on_tiles:
-        prepared = _packed_rows(x, rows, weight.inputs)
-    elif weight.quantized and rows > ALONE:
-        prepared = _small_rows(x, rows, weight.inputs)
-    return _product(x, prepared, x.shape[:-1], weight, bias, dtype, on_tiles=on_tiles)
+    if weight.quantized and not weight.on_tiles(rows):
+        return _small_product(x, _small_rows(x, weight), x.shape[:-1], weight, bias, dtype)
+    return _product(x, _packed_rows(x, rows, weight.inputs) if weight.on_tiles(rows) else None, x.shape[:-1], weight, bias, dtype)
+
+
+def joins(gate_up: PackedWeight, down: PackedWeight, rows: int) -> bool:
+    """Whether :func:`gated_mlp` takes so many rows."""
+    on_tiles = gate_up.on_tiles(rows)
+    same = down.on_tiles(rows) == on_tiles and (on_tiles or (gate_up.quantized and down.quantized))
+    return same and down.inputs % COLUMNS == 0
 
 
 def gated_mlp(
@@ -257,18 +264,24 @@ def gated_mlp(
     *,
     tanh_form: bool,
 ) -> Tensor:
-    """down(silu(gate x) * up x), or with GELU, (..., C) → (..., C), for rows that go through tiles and F a multiple of 32.
+    """down(silu(gate x) * up x), or with GELU, (..., C) → (..., C), for F a multiple of 32, and rows that take the same way
+    through both weights: tiles, or products of eight bits. Only while a tape is active.
 
-    What lies between the products never leaves the order that tiles are read in. Only while a tape is active.
+    What lies between the products never leaves the form that they take.
     """
     active = _active()
     rows = x.numel() // gate_up.inputs
-    between = active.empty(-(-rows // ROWS) * down.depth * ROWS * COLUMNS)
-    active.step(
-        "gated_linear", gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up_bias,
-        _packed_rows(x, rows, gate_up.inputs), rows, between, int(tanh_form), _scratch(rows, gate_up),
-    )  # fmt: skip
-    return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16, on_tiles=True)
+    weight = (gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up_bias)
+    if gate_up.on_tiles(rows):
+        between = active.empty(-(-rows // ROWS) * down.depth * ROWS * COLUMNS)
+        packed_x = _packed_rows(x, rows, gate_up.inputs)
+        active.step("gated_linear", *weight, packed_x, rows, between, int(tanh_form), _scratch(rows, gate_up))
+        return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
+    between = _small_room(rows, down)
+    small = _small_rows(x, gate_up)
+    scratch = None if small is not None else _small_room(rows * active.threads, gate_up)
+    active.step("small_gated", *weight, x, gate_up.inputs, small, rows, between, int(tanh_form), scratch)
+    return _small_product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
 
 
 def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
@@ -278,29 +291,14 @@ def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
     return packed
 
 
-def _small_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
-    """What vector products of quantized weights take."""
-    active = _active()
-    small = active.empty(rows * -(-inputs // COLUMNS) * SMALL_BYTES // torch.bfloat16.itemsize)
-    active.step("small_rows", x, small, rows, inputs, inputs)
-    return small
-
-
 def _product(
-    x: Tensor,
-    prepared: Tensor | None,
-    shape: torch.Size,
-    weight: PackedWeight,
-    bias: Tensor | None,
-    dtype: torch.dtype,
-    *,
-    on_tiles: bool,
+    x: Tensor, packed_x: Tensor | None, shape: torch.Size, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     active, rows = _active(), math.prod(shape)
     out = active.empty(*shape, weight.outputs, dtype=dtype)
     active.step(
-        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, prepared,
-        rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight), int(on_tiles),
+        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, packed_x,
+        rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight),
     )  # fmt: skip
     return out
 
@@ -309,6 +307,34 @@ def _scratch(rows: int, weight: PackedWeight) -> Tensor:
     """For each thread: room for two blocks of outputs as bfloat16, or for a few rows, and float sums of all rows."""
     active = _active()
     return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
+
+
+def _small_rows(x: Tensor, weight: PackedWeight) -> Tensor | None:
+    """What products of eight bits take, or None where each thread makes it for itself."""
+    rows = x.numel() // weight.inputs
+    if rows <= ALONE:
+        return None
+    small = _small_room(rows, weight)
+    _active().step("small_rows", x, small, rows, weight.inputs, weight.inputs)
+    return small
+
+
+def _small_product(
+    x: Tensor, small: Tensor | None, shape: torch.Size, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    active, rows = _active(), math.prod(shape)
+    out = active.empty(*shape, weight.outputs, dtype=dtype)
+    scratch = None if small is not None else _small_room(rows * active.threads, weight)
+    active.step(
+        "small_linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, small,
+        rows, out, weight.outputs, int(dtype == torch.float32), scratch,
+    )  # fmt: skip
+    return out
+
+
+def _small_room(rows: int, weight: PackedWeight) -> Tensor:
+    """For a weight's inputs of so many rows."""
+    return _active().empty(rows * weight.depth * SMALL_BYTES, dtype=torch.uint8)
 
 
 def _active() -> tape.Tape:

@@ -41,6 +41,8 @@ STEPS = (
     "add",
     "gated_linear",
     "small_rows",
+    "small_linear",
+    "small_gated",
 )
 """In the order of the table in source/steps.c."""
 KINDS = {name: kind for kind, name in enumerate(STEPS)}

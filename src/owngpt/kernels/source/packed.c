@@ -3,7 +3,7 @@
  * A weight (outputs x inputs) lies as tiles of 16 outputs x 32 inputs, all tiles of 16 outputs (a block) side by side: one row
  * reads memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
  * tokens across), so weights need no further packing and the few tokens of a decoding step are the narrow side. */
-#include "values.h"
+#include "linear.h"
 
 #ifdef MATRIX_UNIT
 
@@ -29,150 +29,7 @@ void owngpt_step_pack_rows(const int64_t *slots, Worker *worker) {
     }
 }
 
-typedef struct {
-    const uint8_t *weight;
-    const float *bias; /* an output each, or NULL */
-    int64_t kind, outputs, inputs, rows, depth, out_stride, x_stride;
-    const bf16 *x, *tiles; /* row-major rows x inputs; packed */
-    void *out;
-    int wide; /* out is float, else bf16 */
-} Linear;
-
-static inline __m512 finish(const Linear *l, int64_t output, __m512 sums, __mmask16 here) {
-    if (l->bias) sums = _mm512_add_ps(sums, _mm512_maskz_loadu_ps(here, l->bias + output));
-    return sums;
-}
-
-static inline void put(const Linear *l, int64_t row, int64_t output, __m512 sums, __mmask16 here) {
-    sums = finish(l, output, sums, here);
-    int64_t at = row * l->out_stride + output;
-    if (l->wide) _mm512_mask_storeu_ps((float *)l->out + at, here, sums);
-    else _mm256_mask_storeu_epi16((bf16 *)l->out + at, here, (__m256i)_mm512_cvtneps_pbh(sums));
-}
-
-static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
-    int64_t left = l->outputs - output;
-    return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
-}
-
-enum { FEW_ROWS = 8, FEW_SMALL_ROWS = 64 };
-
-/* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
-static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *tile, int64_t block_bytes, const int64_t bytes) {
-    UNROLL /* as a loop the compiler takes it for nothing, and leaves it out */
-    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)tile + block_bytes + line, _MM_HINT_T0);
-}
-
-static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {
-    __mmask32 inside = l->inputs - 32 * k >= 32 ? 0xffffffffu : (1u << (l->inputs - 32 * k)) - 1;
-    return (__m512bh)_mm512_maskz_loadu_epi16(inside, l->x + row * l->x_stride + 32 * k);
-}
-
-/* Rows of x beside quantized weights, so that numbers of eight bits multiply, four to a lane: by groups of 32,
- * value = scale * (256 * high + low) with high in -127 ... 127, which is finer than bf16 but for what is small beside its group. */
-typedef struct {
-    int8_t *numbers; /* depth x rows x (32 high, 32 low) */
-    float *scales, *sums; /* depth x rows; sums are of the values as they are here */
-} Small;
-
-static inline __m512i in_two(__m512 x, __m512 inverse, int8_t *high, int8_t *low) {
-    __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse)), top = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(128)), 8);
-    _mm_storeu_si128((__m128i *)high, _mm512_cvtepi32_epi8(top));
-    _mm_storeu_si128((__m128i *)low, _mm512_cvtepi32_epi8(_mm512_sub_epi32(whole, _mm512_slli_epi32(top, 8))));
-    return whole;
-}
-
-static Small small_in(uint8_t *room, int64_t groups) {
-    return (Small){(int8_t *)room, (float *)(room + 64 * groups), (float *)(room + 68 * groups)};
-}
-
-/* Groups [first, last) of all rows. */
-static void make_small(const Linear *l, const Small *x, int64_t first, int64_t last) {
-    const float largest = 127 * 256; /* low is then from -128 to 127 */
-    for (int64_t group = first; group < last; group++) {
-        int8_t *numbers = x->numbers + 64 * group;
-        __m512i both = (__m512i)row_of(l, group % l->rows, group / l->rows);
-        __m512 first_half = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), 16));
-        __m512 second_half = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1)), 16));
-        float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(first_half), _mm512_abs_ps(second_half)));
-        float plain = _mm512_reduce_add_ps(_mm512_add_ps(first_half, second_half)), wrong = plain - plain; /* 0, or not a number where one is not */
-        __m512 inverse = _mm512_set1_ps(most > 1e-30f ? largest / most : 0.0f);
-        __m512i sum = _mm512_add_epi32(in_two(first_half, inverse, numbers, numbers + 32), in_two(second_half, inverse, numbers + 16, numbers + 48));
-        x->scales[group] = most / largest + wrong;
-        x->sums[group] = x->scales[group] * (float)_mm512_reduce_add_epi32(sum);
-    }
-}
-
-/* slots: x, small rows (72 bytes a row and group), rows, inputs, x's stride. */
-void owngpt_step_small_rows(const int64_t *slots, Worker *worker) {
-    Linear l = {.inputs = slots[3], .rows = slots[2], .depth = (slots[3] + 31) / 32, .x_stride = slots[4], .x = POINTER(const bf16, 0)};
-    int64_t groups = l.depth * l.rows, first, last;
-    Small x = small_in(POINTER(uint8_t, 1), groups);
-    row_share(groups, worker->me, worker->threads, &first, &last);
-    make_small(&l, &x, first, last);
-}
-
-/* The sums of `count` rows' products with a tile, as whole numbers: eight-bit numbers multiply four inputs of all outputs at once. Each row's
- * sum waits for its last product, so that several rows are worked on side by side. */
-static inline __attribute__((always_inline)) void add_small_products(const Small *x, int64_t group, const int count, const __m512i numbers[8],
-                                                                     Levels levels, __m512 *sums) {
-    const int32_t *high = (const int32_t *)(x->numbers + 64 * group), *low = high + 8; /* four inputs each; a row is 16 of them */
-    __m512i whole[4];
-    UNROLL
-    for (int m = 0; m < count; m++) whole[m] = _mm512_setzero_si512();
-    UNROLL
-    for (int j = 0; j < 8; j++) {
-        UNROLL
-        for (int m = 0; m < count; m++) whole[m] = _mm512_dpbusd_epi32(whole[m], numbers[j], _mm512_set1_epi32(high[16 * m + j]));
-    }
-    UNROLL
-    for (int m = 0; m < count; m++) whole[m] = _mm512_slli_epi32(whole[m], 8);
-    UNROLL
-    for (int j = 0; j < 8; j++) {
-        UNROLL
-        for (int m = 0; m < count; m++) whole[m] = _mm512_dpbusd_epi32(whole[m], numbers[j], _mm512_set1_epi32(low[16 * m + j]));
-    }
-    UNROLL
-    for (int m = 0; m < count; m++) {
-        __m512 product = _mm512_mul_ps(_mm512_cvtepi32_ps(whole[m]), _mm512_set1_ps(x->scales[group + m]));
-        sums[m] = _mm512_fmadd_ps(product, levels.factors, _mm512_fmadd_ps(levels.offsets, _mm512_set1_ps(x->sums[group + m]), sums[m]));
-    }
-}
-
-/* 16 outputs of a quantized weight for small rows; the weight is read from memory once. */
-static inline __attribute__((always_inline)) void few_rows_of(const Linear *l, const Small *x, int64_t index, int64_t rows, const int64_t kind) {
-    Block block = block_of(l->weight, kind, l->outputs, l->depth, index);
-    const uint8_t *tile = block.tiles;
-    __m512 sums[FEW_SMALL_ROWS];
-    for (int64_t m = 0; m < rows; m++) sums[m] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < l->depth; k++, tile += tile_bytes(kind)) {
-        Levels levels = levels_of(tile, kind, block.scales);
-        __m512i numbers[8];
-        ask_ahead(tile, l->depth * tile_bytes(kind), tile_bytes(kind));
-        numbers_of(tile, kind, numbers);
-        int64_t m = 0;
-        for (; m + 4 <= rows; m += 4) add_small_products(x, k * rows + m, 4, numbers, levels, sums + m);
-        for (; m < rows; m++) add_small_products(x, k * rows + m, 1, numbers, levels, sums + m);
-    }
-    for (int64_t m = 0; m < rows; m++) put(l, m, 16 * index, sums[m], outputs_here(l, 16 * index));
-}
-
-/* Blocks [first, last) for up to FEW_SMALL_ROWS rows. */
-static inline __attribute__((always_inline)) void few_rows(const Linear *l, const Small *x, int64_t first, int64_t last, const int64_t kind) {
-    for (int64_t block = first; block < last; block++)
-        if (l->rows == 1) few_rows_of(l, x, block, 1, kind); /* whose sums stay in registers */
-        else if (l->rows == 2) few_rows_of(l, x, block, 2, kind);
-        else few_rows_of(l, x, block, l->rows, kind);
-}
-
-static void small_products(const Linear *l, const Small *x, int64_t first, int64_t last) {
-    switch (l->kind) {
-        case WEIGHT_INT8: few_rows(l, x, first, last, WEIGHT_INT8); break;
-        case WEIGHT_INT6: few_rows(l, x, first, last, WEIGHT_INT6); break;
-        case WEIGHT_Q4_1: few_rows(l, x, first, last, WEIGHT_Q4_1); break;
-        default: few_rows(l, x, first, last, WEIGHT_INT4);
-    }
-}
+enum { FEW_ROWS = 8 };
 
 /* Rows of x beside bfloat16 weights: whole groups of 32, `stride` values from row to row. */
 typedef struct {
@@ -383,18 +240,6 @@ static void multiply_both(const Linear *l, Pair *pair) {
     square_end(&pair->unit, squares, 64);
 }
 
-static inline __m512 sigmoid16(__m512 x) {
-    __m512 down = exp2_16(_mm512_mul_ps(_mm512_min_ps(x, _mm512_set1_ps(80.0f)), _mm512_set1_ps(-1.44269504f)));
-    return _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_add_ps(_mm512_set1_ps(1.0f), down));
-}
-
-/* x * sigmoid(x), or GELU by tanh: x * (1 + tanh(u)) / 2 = x * sigmoid(2u). */
-static inline __m512 activated(__m512 x, int tanh_form) {
-    if (!tanh_form) return _mm512_mul_ps(x, sigmoid16(x));
-    __m512 cubic = _mm512_fmadd_ps(_mm512_mul_ps(_mm512_set1_ps(0.044715f), _mm512_mul_ps(x, x)), x, x);
-    return _mm512_mul_ps(x, sigmoid16(_mm512_mul_ps(_mm512_set1_ps(1.5957691216f), cubic)));
-}
-
 /* C tiles of gate and up, 16 outputs from `output` on x 16 tokens -> half of a packed tile of what comes next: pairs of outputs
  * are what it wants side by side, so nothing is transposed and nothing leaves in strides. */
 static void put_gated(const Linear *l, const float *c, int64_t output, int tanh_form, bf16 *tile) {
@@ -448,24 +293,16 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
     }
 }
 
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, x as the products take it (NULL: to be made so here, for a few rows),
- * rows, out, out's stride, wide, scratch: for each thread what pair_of says, whether the products are of tiles. */
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, packed x (NULL: vector products, of bfloat16 and for a few rows), rows,
+ * out, out's stride, wide, scratch: for each thread what pair_of says. */
 void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
                 .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
-    int on_tiles = (int)slots[13];
-    if (!on_tiles && (l.kind == WEIGHT_BF16 || l.kind == WEIGHT_COMPACT)) {
+    if (!l.tiles) {
         Whole x = whole_rows(&l, POINTER(bf16, 12) + worker->me * 2 * l.depth * TILE);
         while (next_share(worker, blocks, &first, &last)) plain_products(&l, &x, first, last);
-        return;
-    }
-    if (!on_tiles) {
-        bf16 *room = slots[7] ? POINTER(bf16, 7) : POINTER(bf16, 12) + worker->me * 2 * l.depth * TILE;
-        Small x = small_in((uint8_t *)room, l.depth * l.rows);
-        if (!slots[7]) make_small(&l, &x, 0, l.depth * l.rows);
-        while (next_share(worker, blocks, &first, &last)) small_products(&l, &x, first, last);
         return;
     }
     bf16 *room = own_room(&l, POINTER(bf16, 12), worker->me);

@@ -114,7 +114,7 @@ static Levels fit_levels(const __m512 columns[GROUP], int kind) {
     }
     __m512 count = _mm512_set1_ps(GROUP), two = _mm512_set1_ps(2.0f), span = inverse_or_zero(_mm512_sub_ps(high, low));
     best = _mm512_set1_ps(INFINITY);
-    Levels found = {none, low};
+    Levels found = {.factors = none, .offsets = low};
     for (int candidate = 0; candidate < CANDIDATES; candidate++) {
         __m512 inverse = _mm512_mul_ps(span, _mm512_set1_ps(candidate ? top * (0.9f + (float)candidate / 60.0f) : top));
         __m512 q1 = none, q2 = none, qx = none;
@@ -154,7 +154,7 @@ static void pack_levels(const __m512 columns[GROUP], Levels levels, __m512 scale
     /* Where 0 lies does not change with the factor's rounding: all values of a group then have the same relative error. */
     __m512 zeros = _mm512_mul_ps(levels.offsets, inverse_or_zero(levels.factors));
     put_bytes(tile + factors_at(kind) + 16, _mm512_mul_ps(zeros, _mm512_set1_ps(-zero_parts(kind))));
-    __m512 low = _mm512_mul_ps(zeros_of(tile, kind), _mm512_set1_ps(-1.0f));
+    __m512 low = _mm512_mul_ps(bytes_at(tile + factors_at(kind) + 16), _mm512_set1_ps(-1.0f / zero_parts(kind)));
     for (int k = 0; k < GROUP; k++)
         numbers[k] = _mm512_cvtps_epi32(level(_mm512_mul_ps(columns[k], inverse), low, _mm512_set1_ps(1.0f), top_of(kind)));
     put_numbers(numbers, kind, tile);
@@ -187,7 +187,7 @@ static void read_tile(const Source *source, int64_t block, int64_t k, __m512 col
  * levels are then the same from the other end. */
 static Levels levels_for(const Source *source, int64_t block, int64_t k, int kind) {
     const __m512 none = _mm512_setzero_ps();
-    Levels stored = {none, none};
+    Levels stored = {.factors = none, .offsets = none};
     __mmask16 fits = 0;
     if (source->form >= 2) {
         stored = levels_of((const uint8_t *)source->values + (block * source->depth + k) * tile_bytes(WEIGHT_Q4_1), WEIGHT_Q4_1, none);
@@ -201,7 +201,7 @@ static Levels levels_for(const Source *source, int64_t block, int64_t k, int kin
     __m512 columns[GROUP];
     read_tile(source, block, k, columns);
     Levels fitted = fit_levels(columns, kind);
-    return (Levels){_mm512_mask_mov_ps(fitted.factors, fits, stored.factors), _mm512_mask_mov_ps(fitted.offsets, fits, stored.offsets)};
+    return (Levels){.factors = _mm512_mask_mov_ps(fitted.factors, fits, stored.factors), .offsets = _mm512_mask_mov_ps(fitted.offsets, fits, stored.offsets)};
 }
 
 /* 16 outputs in int4 or int6; `fitted` has room for the levels of each tile. */

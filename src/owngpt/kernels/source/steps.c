@@ -7,7 +7,7 @@
 static const StepFunction FUNCTIONS[] = {
     owngpt_step_pack_rows, owngpt_step_linear, owngpt_step_embed, owngpt_step_norm, owngpt_step_rotate,
     owngpt_step_gated, owngpt_step_pointwise, owngpt_step_gather, owngpt_step_append, owngpt_step_attend, owngpt_step_add,
-    owngpt_step_gated_linear, owngpt_step_small_rows,
+    owngpt_step_gated_linear, owngpt_step_small_rows, owngpt_step_small_linear, owngpt_step_small_gated,
 };
 enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000 };
 

@@ -56,10 +56,14 @@ static inline double slot_number(int64_t slot) { union { int64_t bits; double nu
 
 /* packed.c */
 void owngpt_step_pack_rows(const int64_t *slots, Worker *worker);
-void owngpt_step_small_rows(const int64_t *slots, Worker *worker);
 void owngpt_step_linear(const int64_t *slots, Worker *worker);
 void owngpt_step_gated_linear(const int64_t *slots, Worker *worker);
 void owngpt_step_embed(const int64_t *slots, Worker *worker);
+
+/* small.c */
+void owngpt_step_small_rows(const int64_t *slots, Worker *worker);
+void owngpt_step_small_linear(const int64_t *slots, Worker *worker);
+void owngpt_step_small_gated(const int64_t *slots, Worker *worker);
 
 /* rows.c */
 void owngpt_step_norm(const int64_t *slots, Worker *worker);

@@ -24,9 +24,11 @@
 
 enum { TILE = 512 };
 
-/* Of the 16 groups of a tile: value = factor * number + offset. */
+/* Of the 16 groups of a tile: value = factor * (number - zero), in q4_1 factor * number + offset; number and zero as whole numbers, in
+ * parts of a level where kinds have those. */
 typedef struct {
     __m512 factors, offsets;
+    __m512i zeros;
 } Levels;
 
 static inline __m512 halves_at(const uint8_t *at) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)at)); }
@@ -39,11 +41,7 @@ static inline __m512 squares_of(const uint8_t *tile, int64_t kind) {
 }
 
 /* Into how many parts a level is divided to say where 0 lies. */
-static inline float zero_parts(int64_t kind) { return kind == WEIGHT_INT4 ? 16.0f : 4.0f; }
-
-static inline __m512 zeros_of(const uint8_t *tile, int64_t kind) {
-    return _mm512_mul_ps(bytes_at(tile + factors_at(kind) + 16), _mm512_set1_ps(1.0f / zero_parts(kind)));
-}
+static inline float zero_parts(int64_t kind) { return kind == WEIGHT_INT4 ? 16.0f : kind == WEIGHT_INT6 ? 4.0f : 1.0f; }
 
 static inline const float *scales_of(const uint8_t *tiles, int64_t kind, int64_t outputs, int64_t depth) {
     return (const float *)(tiles + (outputs + 15) / 16 * depth * tile_bytes(kind));
@@ -51,32 +49,34 @@ static inline const float *scales_of(const uint8_t *tiles, int64_t kind, int64_t
 
 /* `scales` are those of int4 and int6. */
 static inline __attribute__((always_inline)) Levels levels_of(const uint8_t *tile, int64_t kind, __m512 scales) {
-    __m512 factors = kind == WEIGHT_INT4 || kind == WEIGHT_INT6 ? _mm512_mul_ps(squares_of(tile, kind), scales) : halves_at(tile + factors_at(kind));
-    if (kind == WEIGHT_Q4_1) return (Levels){factors, halves_at(tile + factors_at(kind) + 32)};
-    __m512 zeros = kind == WEIGHT_INT8 ? _mm512_set1_ps(128.0f) : zeros_of(tile, kind);
-    return (Levels){factors, _mm512_fnmadd_ps(factors, zeros, _mm512_setzero_ps())};
+    const uint8_t *at = tile + factors_at(kind);
+    if (kind == WEIGHT_Q4_1) return (Levels){.factors = halves_at(at), .offsets = halves_at(at + 32)};
+    if (kind == WEIGHT_INT8) return (Levels){.factors = halves_at(at), .zeros = _mm512_set1_epi32(128)};
+    __m512 part = _mm512_mul_ps(scales, _mm512_set1_ps(1.0f / zero_parts(kind)));
+    return (Levels){.factors = _mm512_mul_ps(squares_of(tile, kind), part), .zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(at + 16)))};
 }
 
-/* The numbers of a quantized tile, from 0 on: four inputs of every output in each. */
+/* The numbers of a quantized tile, from 0 on and in parts of a level: four inputs of every output in each. */
 static inline __attribute__((always_inline)) void numbers_of(const uint8_t *tile, int64_t kind, __m512i numbers[8]) {
-    const __m512i nibble = _mm512_set1_epi8(15), pair = _mm512_set1_epi8(48);
+    const int shift = kind == WEIGHT_INT4 ? 4 : kind == WEIGHT_INT6 ? 2 : 0; /* times so many parts */
+    const __m512i nibble = _mm512_set1_epi8((char)(15 << shift)), pair = _mm512_set1_epi8((char)192);
     UNROLL
     for (int j = 0; j < 4; j++) {
         numbers[j] = _mm512_loadu_si512(tile + 64 * j);
         if (kind == WEIGHT_INT8) numbers[j + 4] = _mm512_loadu_si512(tile + 64 * (j + 4));
         else {
-            numbers[j + 4] = _mm512_and_si512(_mm512_srli_epi16(numbers[j], 4), nibble);
-            numbers[j] = _mm512_and_si512(numbers[j], nibble);
+            numbers[j + 4] = _mm512_and_si512(shift == 4 ? numbers[j] : _mm512_srli_epi16(numbers[j], 4 - shift), nibble);
+            numbers[j] = _mm512_and_si512(shift ? _mm512_slli_epi16(numbers[j], shift) : numbers[j], nibble);
         }
     }
     if (kind != WEIGHT_INT6) return;
     UNROLL
     for (int half = 0; half < 2; half++) {
         __m512i bits = _mm512_loadu_si512(tile + 256 + 64 * half);
-        numbers[4 * half] = _mm512_or_si512(numbers[4 * half], _mm512_and_si512(_mm512_slli_epi16(bits, 4), pair));
-        numbers[4 * half + 1] = _mm512_or_si512(numbers[4 * half + 1], _mm512_and_si512(_mm512_slli_epi16(bits, 2), pair));
-        numbers[4 * half + 2] = _mm512_or_si512(numbers[4 * half + 2], _mm512_and_si512(bits, pair));
-        numbers[4 * half + 3] = _mm512_or_si512(numbers[4 * half + 3], _mm512_and_si512(_mm512_srli_epi16(bits, 2), pair));
+        numbers[4 * half] = _mm512_or_si512(numbers[4 * half], _mm512_and_si512(_mm512_slli_epi16(bits, 6), pair));
+        numbers[4 * half + 1] = _mm512_or_si512(numbers[4 * half + 1], _mm512_and_si512(_mm512_slli_epi16(bits, 4), pair));
+        numbers[4 * half + 2] = _mm512_or_si512(numbers[4 * half + 2], _mm512_and_si512(_mm512_slli_epi16(bits, 2), pair));
+        numbers[4 * half + 3] = _mm512_or_si512(numbers[4 * half + 3], _mm512_and_si512(bits, pair));
     }
 }
 
@@ -95,7 +95,7 @@ static inline __attribute__((always_inline)) void widen_tile(const uint8_t *tile
     float factors[16] __attribute__((aligned(64))), offsets[16] __attribute__((aligned(64))); /* spreading a number from memory costs no shuffle ... */
     Levels levels = levels_of(tile, kind, scales);
     _mm512_store_ps(factors, levels.factors);
-    _mm512_store_ps(offsets, levels.offsets);
+    _mm512_store_ps(offsets, kind == WEIGHT_Q4_1 ? levels.offsets : _mm512_fnmadd_ps(levels.factors, _mm512_cvtepi32_ps(levels.zeros), _mm512_setzero_ps()));
     BARRIER(); /* ... which the compiler would prefer */
     numbers_of(tile, kind, numbers);
     turn_four(numbers);

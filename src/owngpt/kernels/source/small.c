@@ -1,0 +1,205 @@
+/* Products of quantized weights with rows of eight bits.
+ *
+ * Where numbers of eight bits multiply (AVX512-VNNI), four to a lane, a tile costs half of what it does in bfloat16 and needs not be
+ * made that first. Rows are rounded as llama.cpp's are, in groups of 32 with a factor each (LLM.int8(), arXiv 2208.07339, has one a
+ * row and keeps outliers apart, which so small groups do by themselves). A row's result does not depend on how many others there are. */
+#include "linear.h"
+
+#ifdef MATRIX_UNIT
+
+enum { CHUNK = 64 /* rows whose sums are kept while a block of the weight passes by */, FEW_SMALL_ROWS = 8 };
+
+/* What a product of numbers lacks, for value * weight = factors * (number + middle) * (weight's number - zero): it is multiplied by
+ * the zero and by the sum over the group of what the other side of the minus is. */
+typedef struct {
+    int16_t minus_sum, middle; /* of the row's numbers */
+} Pair16;
+
+/* Groups of 32 of all rows, depth x rows: value = factor * (number + middle), the number in -127 ... 127. */
+typedef struct {
+    int8_t *numbers;
+    float *factors;
+    Pair16 *pairs;
+} Small;
+
+static Small small_in(uint8_t *room, int64_t groups) {
+    return (Small){(int8_t *)room, (float *)(room + 32 * groups), (Pair16 *)(room + 36 * groups)};
+}
+
+/* The greatest of 16, and of 16 others, which are turned about for it: the least. */
+static inline void ends_of(__m512 first, __m512 second, float *least, float *greatest) {
+    __m512 high = _mm512_max_ps(first, second), low = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_min_ps(first, second));
+    __m512 r = _mm512_max_ps(_mm512_shuffle_f32x4(high, low, 0x44), _mm512_shuffle_f32x4(high, low, 0xee)); /* half a register each */
+    r = _mm512_max_ps(r, _mm512_shuffle_f32x4(r, r, 0xb1));
+    r = _mm512_max_ps(r, _mm512_permute_ps(r, 0x4e));
+    r = _mm512_max_ps(r, _mm512_permute_ps(r, 0xb1));
+    *greatest = _mm512_cvtss_f32(r);
+    *least = -_mm_cvtss_f32(_mm512_extractf32x4_ps(r, 2));
+}
+
+/* Where a value is infinite or not a number the factor is not one. */
+static inline void put_group(const Small *x, int64_t at, __m512 first, __m512 second) {
+    const float levels = 252.0f; /* and one for rounding at either end */
+    __m512 wrong = _mm512_add_ps(_mm512_sub_ps(first, first), _mm512_sub_ps(second, second));
+    float least, greatest;
+    ends_of(first, second, &least, &greatest);
+    least = least < 0.0f ? least : 0.0f, greatest = greatest > 0.0f ? greatest : 0.0f;
+    float span = greatest - least, inverse = span > 1e-30f ? levels / span : 0.0f;
+    __m512 middle = _mm512_set1_ps(rintf((least + greatest) * 0.5f * inverse));
+    __m512i a = _mm512_cvtps_epi32(_mm512_fmsub_ps(first, _mm512_set1_ps(inverse), middle));
+    __m512i b = _mm512_cvtps_epi32(_mm512_fmsub_ps(second, _mm512_set1_ps(inverse), middle));
+    _mm_storeu_si128((__m128i *)(x->numbers + 32 * at), _mm512_cvtepi32_epi8(a));
+    _mm_storeu_si128((__m128i *)(x->numbers + 32 * at + 16), _mm512_cvtepi32_epi8(b));
+    int fine = !_mm512_cmp_ps_mask(wrong, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    x->factors[at] = fine ? span * (1.0f / levels) : NAN;
+    x->pairs[at] = (Pair16){(int16_t)-_mm512_reduce_add_epi32(_mm512_add_epi32(a, b)), fine ? (int16_t)_mm512_cvtss_f32(middle) : 0};
+}
+
+/* Groups [first, last) of all rows. */
+static void make_small(const Linear *l, const Small *x, int64_t first, int64_t last) {
+    for (int64_t at = first; at < last; at++) {
+        __m512i both = (__m512i)row_of(l, at % l->rows, at / l->rows);
+        __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
+        put_group(x, at, _mm512_castsi512_ps(_mm512_slli_epi32(even, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16)));
+    }
+}
+
+/* slots: x, small rows (40 bytes a row and group), rows, inputs, x's stride. */
+void owngpt_step_small_rows(const int64_t *slots, Worker *worker) {
+    Linear l = {.inputs = slots[3], .rows = slots[2], .depth = (slots[3] + 31) / 32, .x_stride = slots[4], .x = POINTER(const bf16, 0)};
+    int64_t groups = l.depth * l.rows, first, last;
+    Small x = small_in(POINTER(uint8_t, 1), groups);
+    row_share(groups, worker->me, worker->threads, &first, &last);
+    make_small(&l, &x, first, last);
+}
+
+/* A quantized tile as it multiplies small rows. */
+typedef struct {
+    __m512i numbers[8], pairs; /* zero, and the sum of (number - zero): the other side of Pair16 */
+    __m512 factors, offsets; /* offsets in q4_1, which has no zeros */
+} Tile;
+
+static inline __attribute__((always_inline)) Tile tile_at(const uint8_t *at, const int64_t kind, __m512 scales) {
+    Levels levels = levels_of(at, kind, scales);
+    Tile tile = {.factors = levels.factors, .offsets = levels.offsets};
+    __m512i sums = _mm512_setzero_si512(), zeros = kind == WEIGHT_Q4_1 ? sums : levels.zeros;
+    numbers_of(at, kind, tile.numbers);
+    UNROLL
+    for (int j = 0; j < 8; j++) sums = _mm512_dpbusd_epi32(sums, tile.numbers[j], _mm512_set1_epi8(1));
+    sums = _mm512_sub_epi32(sums, _mm512_slli_epi32(zeros, 5));
+    tile.pairs = _mm512_or_si512(zeros, _mm512_slli_epi32(sums, 16));
+    return tile;
+}
+
+/* A tile times `count` rows from group `at` on: the sums are of whole numbers until the factors come in. Each waits for its last
+ * product, so that several rows are worked on side by side. */
+static inline __attribute__((always_inline)) void add_tile(const Small *x, int64_t at, const int count, const Tile *tile, const int64_t kind, __m512 *sums) {
+    const int32_t *fours = (const int32_t *)(x->numbers + 32 * at), *pairs = (const int32_t *)(x->pairs + at);
+    __m512i whole[4];
+    UNROLL
+    for (int m = 0; m < count; m++) whole[m] = _mm512_madd_epi16(tile->pairs, _mm512_set1_epi32(pairs[m]));
+    UNROLL
+    for (int j = 0; j < 8; j++)
+        UNROLL
+        for (int m = 0; m < count; m++) whole[m] = _mm512_dpbusd_epi32(whole[m], tile->numbers[j], _mm512_set1_epi32(fours[8 * m + j]));
+    UNROLL
+    for (int m = 0; m < count; m++) {
+        sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[m]), _mm512_mul_ps(tile->factors, _mm512_set1_ps(x->factors[at + m])), sums[m]);
+        if (kind != WEIGHT_Q4_1) continue;
+        float values = x->factors[at + m] * (float)(32 * x->pairs[at + m].middle - x->pairs[at + m].minus_sum);
+        sums[m] = _mm512_fmadd_ps(tile->offsets, _mm512_set1_ps(values), sums[m]);
+    }
+}
+
+/* A block of a weight times rows [from, from + count). */
+static inline __attribute__((always_inline)) void block_times(const Linear *l, const Small *x, int64_t index, int64_t from, int64_t count, const int64_t kind, __m512 *sums) {
+    Block block = block_of(l->weight, kind, l->outputs, l->depth, index);
+    const int64_t bytes = tile_bytes(kind);
+    for (int64_t m = 0; m < count; m++) sums[m] = _mm512_setzero_ps();
+    for (int64_t k = 0; k < l->depth; k++) {
+        int64_t at = k * l->rows + from, m = 0;
+        if (!from) ask_ahead(block.tiles + k * bytes, l->depth * bytes, bytes);
+        Tile tile = tile_at(block.tiles + k * bytes, kind, block.scales);
+        for (; m + 4 <= count; m += 4) add_tile(x, at + m, 4, &tile, kind, sums + m);
+        if (count & 2) add_tile(x, at + m, 2, &tile, kind, sums + m);
+        if (count & 1) add_tile(x, at + count - 1, 1, &tile, kind, sums + count - 1);
+    }
+}
+
+static inline __attribute__((always_inline)) void block_of_kind(const Linear *l, const Small *x, int64_t index, int64_t from, int64_t count, const int64_t kind, __m512 *sums) {
+    if (count == 1) block_times(l, x, index, from, 1, kind, sums); /* whose sum stays in a register */
+    else block_times(l, x, index, from, count, kind, sums);
+}
+
+static void multiply_block(const Linear *l, const Small *x, int64_t index, int64_t from, int64_t count, __m512 *sums) {
+    switch (l->kind) {
+        case WEIGHT_INT8: block_of_kind(l, x, index, from, count, WEIGHT_INT8, sums); break;
+        case WEIGHT_INT6: block_of_kind(l, x, index, from, count, WEIGHT_INT6, sums); break;
+        case WEIGHT_Q4_1: block_of_kind(l, x, index, from, count, WEIGHT_Q4_1, sums); break;
+        default: block_of_kind(l, x, index, from, count, WEIGHT_INT4, sums);
+    }
+}
+
+/* One block's outputs, or two blocks' (which are a whole cache line of bf16) where there are enough rows. */
+static void put_blocks(const Linear *l, const Small *x, int64_t first, int64_t last) {
+    __m512 sums[2][CHUNK];
+    for (int64_t from = 0; from < l->rows; from += CHUNK) {
+        int64_t count = l->rows - from < CHUNK ? l->rows - from : CHUNK;
+        for (int64_t index = first; index < last; index++) multiply_block(l, x, index, from, count, sums[index - first]);
+        for (int64_t m = 0; m < count; m++)
+            for (int64_t index = first; index < last; index++) put(l, from + m, 16 * index, sums[index - first][m], outputs_here(l, 16 * index));
+    }
+}
+
+/* Small rows as they were made before, or made here, by each thread for itself, where there are so few that waiting would take longer. */
+static Small rows_of(const Linear *l, uint8_t *made, uint8_t *room, const Worker *worker) {
+    int64_t groups = l->depth * l->rows;
+    if (made) return small_in(made, groups);
+    Small x = small_in(room + worker->me * 40 * groups, groups);
+    make_small(l, &x, 0, groups);
+    return x;
+}
+
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, small rows or NULL, rows, out, out's stride, wide, scratch of 40 bytes a
+ * row and group for each thread where there are no small rows. */
+void owngpt_step_small_linear(const int64_t *slots, Worker *worker) {
+    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
+                .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
+                .out = POINTER(void, 9), .wide = (int)slots[11]};
+    Small x = rows_of(&l, POINTER(uint8_t, 7), POINTER(uint8_t, 12), worker);
+    int64_t blocks = (l.outputs + 15) / 16, together = l.rows > FEW_SMALL_ROWS ? 2 : 1, first, last;
+    while (next_share(worker, (blocks + together - 1) / together, &first, &last))
+        for (int64_t at = first * together; at < last * together && at < blocks; at += together)
+            put_blocks(&l, &x, at, at + together < blocks ? at + together : blocks);
+}
+
+/* 32 values of the gated layer's inside for all rows: a group of what its second half takes. */
+static void put_gated_group(const Linear *l, const Small *x, int64_t group, int tanh_form, const Small *out) {
+    __m512 sums[4][CHUNK];
+    int64_t width = l->outputs / 2, first[4] = {2 * group, 2 * group + 1, width / 16 + 2 * group, width / 16 + 2 * group + 1};
+    for (int64_t from = 0; from < l->rows; from += CHUNK) {
+        int64_t count = l->rows - from < CHUNK ? l->rows - from : CHUNK;
+        for (int part = 0; part < 4; part++) multiply_block(l, x, first[part], from, count, sums[part]);
+        for (int64_t m = 0; m < count; m++) {
+            __m512 values[2];
+            for (int part = 0; part < 2; part++) {
+                __m512 gate = finish(l, 16 * first[part], sums[part][m], 0xffff), up = finish(l, 16 * first[part + 2], sums[part + 2][m], 0xffff);
+                values[part] = _mm512_mul_ps(activated(gate, tanh_form), up);
+            }
+            put_group(out, group * l->rows + from + m, values[0], values[1]);
+        }
+    }
+}
+
+/* A gated layer's first half: gate and up products and the activation, straight into the small rows of the second half.
+ * slots: weight (gate's outputs, then up's; as many, a multiple of 32), kind, outputs, inputs, bias, x, its stride, small rows or NULL,
+ * rows, small rows of what comes out, whether GELU instead of SiLU, scratch as in small_linear. */
+void owngpt_step_small_gated(const int64_t *slots, Worker *worker) {
+    Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
+                .rows = slots[8], .depth = (slots[3] + 31) / 32, .x_stride = slots[6], .x = POINTER(const bf16, 5)};
+    Small x = rows_of(&l, POINTER(uint8_t, 7), POINTER(uint8_t, 11), worker), out = small_in(POINTER(uint8_t, 9), l.outputs / 64 * l.rows);
+    int64_t first, last;
+    while (next_share(worker, l.outputs / 64, &first, &last))
+        for (int64_t group = first; group < last; group++) put_gated_group(&l, &x, group, (int)slots[10], &out);
+}
+#endif
