@@ -24,8 +24,8 @@ NEVER = 0
 """In place of a number of rows."""
 ALONE = 4
 """Rows up to which each thread makes all of them small for itself; with more they share the work, in a step of its own."""
-SMALL_BYTES = 40
-"""Of 32 values of a row: numbers of eight bits, a factor, and a sum."""
+SMALL_BYTES = 44
+"""Of 32 values of a row: numbers of eight bits, a factor, a sum, and two numbers for what they lack."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
 """Behind their tiles, for each output."""
 ZEROS: dict[Kind, int] = {"int6": 4, "int4": 16}

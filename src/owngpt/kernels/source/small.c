@@ -18,12 +18,12 @@ typedef struct {
 /* Groups of 32 of all rows, depth x rows: value = factor * (number + middle), the number in -127 ... 127. */
 typedef struct {
     int8_t *numbers;
-    float *factors;
+    float *factors, *sums; /* sums are of the values as they are here */
     Pair16 *pairs;
 } Small;
 
 static Small small_in(uint8_t *room, int64_t groups) {
-    return (Small){(int8_t *)room, (float *)(room + 32 * groups), (Pair16 *)(room + 36 * groups)};
+    return (Small){(int8_t *)room, (float *)(room + 32 * groups), (float *)(room + 36 * groups), (Pair16 *)(room + 40 * groups)};
 }
 
 /* The greatest of 16, and of 16 others, which are turned about for it: the least. */
@@ -50,9 +50,11 @@ static inline void put_group(const Small *x, int64_t at, __m512 first, __m512 se
     __m512i b = _mm512_cvtps_epi32(_mm512_fmsub_ps(second, _mm512_set1_ps(inverse), middle));
     _mm_storeu_si128((__m128i *)(x->numbers + 32 * at), _mm512_cvtepi32_epi8(a));
     _mm_storeu_si128((__m128i *)(x->numbers + 32 * at + 16), _mm512_cvtepi32_epi8(b));
-    int fine = !_mm512_cmp_ps_mask(wrong, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+    int fine = !_mm512_cmp_ps_mask(wrong, _mm512_setzero_ps(), _CMP_NEQ_UQ), sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
+    int16_t centre = fine ? (int16_t)_mm512_cvtss_f32(middle) : 0;
     x->factors[at] = fine ? span * (1.0f / levels) : NAN;
-    x->pairs[at] = (Pair16){(int16_t)-_mm512_reduce_add_epi32(_mm512_add_epi32(a, b)), fine ? (int16_t)_mm512_cvtss_f32(middle) : 0};
+    x->sums[at] = x->factors[at] * (float)(sum + 32 * centre);
+    x->pairs[at] = (Pair16){(int16_t)-sum, centre};
 }
 
 /* Groups [first, last) of all rows. */
@@ -64,7 +66,7 @@ static void make_small(const Linear *l, const Small *x, int64_t first, int64_t l
     }
 }
 
-/* slots: x, small rows (40 bytes a row and group), rows, inputs, x's stride. */
+/* slots: x, small rows (44 bytes a row and group), rows, inputs, x's stride. */
 void owngpt_step_small_rows(const int64_t *slots, Worker *worker) {
     Linear l = {.inputs = slots[3], .rows = slots[2], .depth = (slots[3] + 31) / 32, .x_stride = slots[4], .x = POINTER(const bf16, 0)};
     int64_t groups = l.depth * l.rows, first, last;
@@ -105,9 +107,7 @@ static inline __attribute__((always_inline)) void add_tile(const Small *x, int64
     UNROLL
     for (int m = 0; m < count; m++) {
         sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[m]), _mm512_mul_ps(tile->factors, _mm512_set1_ps(x->factors[at + m])), sums[m]);
-        if (kind != WEIGHT_Q4_1) continue;
-        float values = x->factors[at + m] * (float)(32 * x->pairs[at + m].middle - x->pairs[at + m].minus_sum);
-        sums[m] = _mm512_fmadd_ps(tile->offsets, _mm512_set1_ps(values), sums[m]);
+        if (kind == WEIGHT_Q4_1) sums[m] = _mm512_fmadd_ps(tile->offsets, _mm512_set1_ps(x->sums[at + m]), sums[m]);
     }
 }
 
@@ -155,12 +155,12 @@ static void put_blocks(const Linear *l, const Small *x, int64_t first, int64_t l
 static Small rows_of(const Linear *l, uint8_t *made, uint8_t *room, const Worker *worker) {
     int64_t groups = l->depth * l->rows;
     if (made) return small_in(made, groups);
-    Small x = small_in(room + worker->me * 40 * groups, groups);
+    Small x = small_in(room + worker->me * 44 * groups, groups);
     make_small(l, &x, 0, groups);
     return x;
 }
 
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, small rows or NULL, rows, out, out's stride, wide, scratch of 40 bytes a
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, small rows or NULL, rows, out, out's stride, wide, scratch of 44 bytes a
  * row and group for each thread where there are no small rows. */
 void owngpt_step_small_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
