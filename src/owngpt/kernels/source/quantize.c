@@ -90,7 +90,7 @@ static void pack_int8(const __m512 columns[GROUP], uint8_t *tile) {
 }
 
 static inline __m512 level(__m512 x, __m512 low, __m512 inverse, float top) {
-    __m512 q = _mm512_roundscale_ps(_mm512_mul_ps(_mm512_sub_ps(x, low), inverse), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 q = rounded16(_mm512_mul_ps(_mm512_sub_ps(x, low), inverse));
     return _mm512_min_ps(_mm512_max_ps(q, _mm512_setzero_ps()), _mm512_set1_ps(top));
 }
 

@@ -26,52 +26,60 @@ static Small small_in(uint8_t *room, int64_t groups) {
     return (Small){(int8_t *)room, (float *)(room + 32 * groups), (float *)(room + 36 * groups), (Pair16 *)(room + 40 * groups)};
 }
 
-/* The greatest of 16, and of 16 others, which are turned about for it: the least. */
-static inline void ends_of(__m512 first, __m512 second, float *least, float *greatest) {
-    __m512 high = _mm512_max_ps(first, second), low = _mm512_sub_ps(_mm512_setzero_ps(), _mm512_min_ps(first, second));
-    __m512 r = _mm512_max_ps(_mm512_shuffle_f32x4(high, low, 0x44), _mm512_shuffle_f32x4(high, low, 0xee)); /* half a register each */
-    r = _mm512_max_ps(r, _mm512_shuffle_f32x4(r, r, 0xb1));
-    r = _mm512_max_ps(r, _mm512_permute_ps(r, 0x4e));
-    r = _mm512_max_ps(r, _mm512_permute_ps(r, 0xb1));
-    *greatest = _mm512_cvtss_f32(r);
-    *least = -_mm_cvtss_f32(_mm512_extractf32x4_ps(r, 2));
+enum { TOGETHER = 16 /* rows that are rounded side by side */ };
+
+/* A group of up to 16 rows, from group `at` on. Where a value is infinite or not a number the factor is not one. */
+static void put_groups(const Small *x, int64_t at, int64_t count, __m512 values[TOGETHER][2]) {
+    const __m512 levels = _mm512_set1_ps(252.0f) /* and one for rounding at either end */, none = _mm512_setzero_ps();
+    __m512 high[TOGETHER], low[TOGETHER];
+    float inverses[TOGETHER] __attribute__((aligned(64))), middles[TOGETHER] __attribute__((aligned(64)));
+    for (int m = 0; m < TOGETHER; m++) {
+        high[m] = m < count ? _mm512_max_ps(values[m][0], values[m][1]) : none;
+        low[m] = m < count ? _mm512_min_ps(values[m][0], values[m][1]) : none;
+    }
+    __m512 greatest = _mm512_max_ps(most16(high), none), least = _mm512_min_ps(least16(low), none), span = _mm512_sub_ps(greatest, least);
+    __m512 inverse = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(span, _mm512_set1_ps(1e-30f), _CMP_GT_OQ), levels, span);
+    __m512 middle = rounded16(_mm512_mul_ps(_mm512_mul_ps(_mm512_add_ps(least, greatest), _mm512_set1_ps(0.5f)), inverse));
+    _mm512_store_ps(inverses, inverse);
+    _mm512_store_ps(middles, middle);
+    for (int m = 0; m < count; m++) {
+        __m512 first = rounded16(_mm512_fmsub_ps(values[m][0], _mm512_set1_ps(inverses[m]), _mm512_set1_ps(middles[m])));
+        __m512 second = rounded16(_mm512_fmsub_ps(values[m][1], _mm512_set1_ps(inverses[m]), _mm512_set1_ps(middles[m])));
+        _mm_storeu_si128((__m128i *)(x->numbers + 32 * (at + m)), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(first)));
+        _mm_storeu_si128((__m128i *)(x->numbers + 32 * (at + m) + 16), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(second)));
+        high[m] = _mm512_add_ps(first, second);
+    }
+    __m512 sum = sums16(high);
+    __mmask16 here = (__mmask16)((1u << count) - 1), fine = _mm512_cmp_ps_mask(sum, sum, _CMP_ORD_Q);
+    __m512 factors = _mm512_mask_mul_ps(_mm512_set1_ps(NAN), fine, span, _mm512_set1_ps(1.0f / 252.0f));
+    __m512i centre = _mm512_cvtps_epi32(_mm512_maskz_mov_ps(fine, middle)), minus = _mm512_cvtps_epi32(_mm512_sub_ps(none, sum));
+    _mm512_mask_storeu_ps(x->factors + at, here, factors);
+    _mm512_mask_storeu_ps(x->sums + at, here, _mm512_mul_ps(factors, _mm512_fmadd_ps(middle, _mm512_set1_ps(32.0f), sum)));
+    _mm512_mask_storeu_epi32(x->pairs + at, here, _mm512_mask_blend_epi16(0xaaaaaaaa, minus, _mm512_slli_epi32(centre, 16)));
 }
 
-/* Where a value is infinite or not a number the factor is not one. */
-static inline void put_group(const Small *x, int64_t at, __m512 first, __m512 second) {
-    const float levels = 252.0f; /* and one for rounding at either end */
-    __m512 wrong = _mm512_add_ps(_mm512_sub_ps(first, first), _mm512_sub_ps(second, second));
-    float least, greatest;
-    ends_of(first, second, &least, &greatest);
-    least = least < 0.0f ? least : 0.0f, greatest = greatest > 0.0f ? greatest : 0.0f;
-    float span = greatest - least, inverse = span > 1e-30f ? levels / span : 0.0f;
-    __m512 middle = _mm512_set1_ps(rintf((least + greatest) * 0.5f * inverse));
-    __m512i a = _mm512_cvtps_epi32(_mm512_fmsub_ps(first, _mm512_set1_ps(inverse), middle));
-    __m512i b = _mm512_cvtps_epi32(_mm512_fmsub_ps(second, _mm512_set1_ps(inverse), middle));
-    _mm_storeu_si128((__m128i *)(x->numbers + 32 * at), _mm512_cvtepi32_epi8(a));
-    _mm_storeu_si128((__m128i *)(x->numbers + 32 * at + 16), _mm512_cvtepi32_epi8(b));
-    int fine = !_mm512_cmp_ps_mask(wrong, _mm512_setzero_ps(), _CMP_NEQ_UQ), sum = _mm512_reduce_add_epi32(_mm512_add_epi32(a, b));
-    int16_t centre = fine ? (int16_t)_mm512_cvtss_f32(middle) : 0;
-    x->factors[at] = fine ? span * (1.0f / levels) : NAN;
-    x->sums[at] = x->factors[at] * (float)(sum + 32 * centre);
-    x->pairs[at] = (Pair16){(int16_t)-sum, centre};
-}
+static inline int64_t rounds_of(int64_t rows) { return (rows + TOGETHER - 1) / TOGETHER; }
 
-/* Groups [first, last) of all rows. */
+/* Parts [first, last) of depth x rounds_of(rows). */
 static void make_small(const Linear *l, const Small *x, int64_t first, int64_t last) {
-    for (int64_t at = first; at < last; at++) {
-        __m512i both = (__m512i)row_of(l, at % l->rows, at / l->rows);
-        __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
-        put_group(x, at, _mm512_castsi512_ps(_mm512_slli_epi32(even, 16)), _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16)));
+    for (int64_t part = first; part < last; part++) {
+        __m512 values[TOGETHER][2];
+        int64_t k = part / rounds_of(l->rows), from = part % rounds_of(l->rows) * TOGETHER, count = l->rows - from < TOGETHER ? l->rows - from : TOGETHER;
+        for (int64_t m = 0; m < count; m++) {
+            __m512i both = (__m512i)row_of(l, from + m, k);
+            __m512i even = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(both)), odd = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(both, 1));
+            values[m][0] = _mm512_castsi512_ps(_mm512_slli_epi32(even, 16)), values[m][1] = _mm512_castsi512_ps(_mm512_slli_epi32(odd, 16));
+        }
+        put_groups(x, k * l->rows + from, count, values);
     }
 }
 
 /* slots: x, small rows (44 bytes a row and group), rows, inputs, x's stride. */
 void owngpt_step_small_rows(const int64_t *slots, Worker *worker) {
     Linear l = {.inputs = slots[3], .rows = slots[2], .depth = (slots[3] + 31) / 32, .x_stride = slots[4], .x = POINTER(const bf16, 0)};
-    int64_t groups = l.depth * l.rows, first, last;
-    Small x = small_in(POINTER(uint8_t, 1), groups);
-    row_share(groups, worker->me, worker->threads, &first, &last);
+    int64_t first, last;
+    Small x = small_in(POINTER(uint8_t, 1), l.depth * l.rows);
+    row_share(l.depth * rounds_of(l.rows), worker->me, worker->threads, &first, &last);
     make_small(&l, &x, first, last);
 }
 
@@ -156,7 +164,7 @@ static Small rows_of(const Linear *l, uint8_t *made, uint8_t *room, const Worker
     int64_t groups = l->depth * l->rows;
     if (made) return small_in(made, groups);
     Small x = small_in(room + worker->me * 44 * groups, groups);
-    make_small(l, &x, 0, groups);
+    make_small(l, &x, 0, l->depth * rounds_of(l->rows));
     return x;
 }
 
@@ -180,13 +188,15 @@ static void put_gated_group(const Linear *l, const Small *x, int64_t group, int 
     for (int64_t from = 0; from < l->rows; from += CHUNK) {
         int64_t count = l->rows - from < CHUNK ? l->rows - from : CHUNK;
         for (int part = 0; part < 4; part++) multiply_block(l, x, first[part], from, count, sums[part]);
-        for (int64_t m = 0; m < count; m++) {
-            __m512 values[2];
-            for (int part = 0; part < 2; part++) {
-                __m512 gate = finish(l, 16 * first[part], sums[part][m], 0xffff), up = finish(l, 16 * first[part + 2], sums[part + 2][m], 0xffff);
-                values[part] = _mm512_mul_ps(activated(gate, tanh_form), up);
-            }
-            put_group(out, group * l->rows + from + m, values[0], values[1]);
+        for (int64_t at = 0; at < count; at += TOGETHER) {
+            __m512 values[TOGETHER][2];
+            int64_t rows = count - at < TOGETHER ? count - at : TOGETHER;
+            for (int part = 0; part < 2; part++)
+                for (int64_t m = 0; m < rows; m++) {
+                    __m512 gate = finish(l, 16 * first[part], sums[part][at + m], 0xffff), up = finish(l, 16 * first[part + 2], sums[part + 2][at + m], 0xffff);
+                    values[m][part] = _mm512_mul_ps(activated(gate, tanh_form), up);
+                }
+            put_groups(out, group * l->rows + from + at, rows, values);
         }
     }
 }

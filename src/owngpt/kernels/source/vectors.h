@@ -40,20 +40,25 @@ static inline void transpose16(__m512i r[16]) {
     }
 }
 
-/* The sum of each of 16 registers. */
-static inline __m512 sums16(const __m512 r[16]) {
-    __m512 t[8];
-    UNROLL
-    for (int i = 0; i < 8; i++) t[i] = _mm512_add_ps(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]));
-    UNROLL
-    for (int i = 0; i < 4; i++) {
-        __m512d low = _mm512_castps_pd(t[2 * i]), high = _mm512_castps_pd(t[2 * i + 1]);
-        t[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));
+/* One number of each of 16 registers: `of` all that it holds. */
+#define FOLD16(name, of)                                                                                                      \
+    static inline __m512 name(const __m512 r[16]) {                                                                           \
+        __m512 t[8];                                                                                                          \
+        UNROLL                                                                                                                \
+        for (int i = 0; i < 8; i++) t[i] = of(_mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]), _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1])); \
+        UNROLL                                                                                                                \
+        for (int i = 0; i < 4; i++) {                                                                                         \
+            __m512d low = _mm512_castps_pd(t[2 * i]), high = _mm512_castps_pd(t[2 * i + 1]);                                  \
+            t[i] = of(_mm512_castpd_ps(_mm512_unpacklo_pd(low, high)), _mm512_castpd_ps(_mm512_unpackhi_pd(low, high)));      \
+        }                                                                                                                     \
+        UNROLL                                                                                                                \
+        for (int i = 0; i < 2; i++) t[i] = of(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88), _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd)); \
+        return of(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));                            \
     }
-    UNROLL
-    for (int i = 0; i < 2; i++) t[i] = _mm512_add_ps(_mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0x88), _mm512_shuffle_f32x4(t[2 * i], t[2 * i + 1], 0xdd));
-    return _mm512_add_ps(_mm512_shuffle_f32x4(t[0], t[1], 0x88), _mm512_shuffle_f32x4(t[0], t[1], 0xdd));
-}
+
+FOLD16(sums16, _mm512_add_ps)
+FOLD16(most16, _mm512_max_ps)
+FOLD16(least16, _mm512_min_ps)
 
 /* Two vectors of 16 floats as 16 pairs of bf16: the first in the low halves. */
 static inline __m512i pair_up(__m512 low, __m512 high) {
@@ -62,10 +67,12 @@ static inline __m512i pair_up(__m512 low, __m512 high) {
     return _mm512_or_si512(l, _mm512_slli_epi32(h, 16));
 }
 
+static inline __m512 rounded16(__m512 x) { return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
 /* 2^x of 16 floats: the range-reduced degree-5 polynomial is far below bf16's rounding. */
 static inline __m512 exp2_16(__m512 x) {
     x = _mm512_max_ps(x, _mm512_set1_ps(-126.0f));
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 whole = rounded16(x);
     __m512 f = _mm512_sub_ps(x, whole);
     __m512 p = _mm512_set1_ps(1.3398874e-3f);
     p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.6184373e-3f));
