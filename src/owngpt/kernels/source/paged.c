@@ -31,6 +31,54 @@ static inline int64_t block_at(const Paged *p, const Segment *s, int64_t token, 
     return ((int64_t)p->tables[s->table + token / PAGE] * p->groups + group) * PAGE * p->size;
 }
 
+/* Rows of a call that become tokens [at, at + count) of a block, of one group. */
+typedef struct {
+    const bf16 *rows;
+    int64_t stride, size, at, count;
+} Tokens;
+
+/* 16 tokens from a sixteenth one on are turned in registers: whole cache lines instead of words. */
+static void append_keys(Tokens t, bf16 *block) {
+    uint32_t *pairs = (uint32_t *)block;
+    for (int64_t i = 0; i < t.count;) {
+        int64_t at = t.at + i;
+        const uint32_t *key = (const uint32_t *)(t.rows + i * t.stride);
+        if (at % 16 || t.count - i < 16) {
+            for (int64_t d = 0; d < t.size / 2; d++) pairs[(d / 16 * 2 + at / 16) * 256 + d % 16 * 16 + at % 16] = key[d];
+            i++;
+            continue;
+        }
+        for (int64_t d = 0; d < t.size / 2; d += 16) {
+            __m512i r[16];
+            UNROLL
+            for (int n = 0; n < 16; n++) r[n] = _mm512_loadu_si512(t.rows + (i + n) * t.stride + 2 * d);
+            transpose16(r);
+            UNROLL
+            for (int n = 0; n < 16; n++) _mm512_storeu_si512(pairs + (d / 16 * 2 + at / 16) * 256 + 16 * n, r[n]);
+        }
+        i += 16;
+    }
+}
+
+/* Two tokens from an even one on fill whole lines. */
+static void append_values(Tokens t, bf16 *block) {
+    for (int64_t i = 0; i < t.count;) {
+        int64_t at = t.at + i;
+        const bf16 *value = t.rows + i * t.stride;
+        bf16 *store = block + at / 2 * 32 + at % 2;
+        int together = at % 2 == 0 && t.count - i > 1;
+        for (int64_t d = 0; d < t.size; d += 16) {
+            __m512i first = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(value + d)));
+            if (together) {
+                __m512i second = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(value + t.stride + d)));
+                _mm512_storeu_si512(store + d * 32, _mm512_or_si512(first, _mm512_slli_epi32(second, 16)));
+            } else
+                for (int64_t n = 0; n < 16; n++) store[d * 32 + n * 2] = value[d + n];
+        }
+        i += 1 + together;
+    }
+}
+
 /* slots: segments, their number, tables, keys, values, groups, size, key (rows of stride), stride, value, stride. */
 void owngpt_step_append(const int64_t *slots, Worker *worker) {
     int me = worker->me, threads = worker->threads;
@@ -38,17 +86,14 @@ void owngpt_step_append(const int64_t *slots, Worker *worker) {
                .values = POINTER(bf16, 4), .groups = slots[5], .size = slots[6]};
     for (int64_t n = 0; n < slots[1]; n++) {
         const Segment *s = p.segments + n;
-        int64_t first, last; /* whole token pairs and both halves of a group stay with one thread: no word is written by two */
+        int64_t first, last, end = s->before + s->count; /* a group stays with one thread: no word is written by two */
         row_share(p.groups, me, threads, &first, &last);
         for (int64_t g = first; g < last; g++)
-            for (int64_t i = 0; i < s->count; i++) {
-                int64_t token = s->before + i, at = token % PAGE, block = block_at(&p, s, token, g);
-                const uint32_t *key = (const uint32_t *)(POINTER(const bf16, 7) + (s->first + i) * slots[8] + g * p.size);
-                const bf16 *value = POINTER(const bf16, 9) + (s->first + i) * slots[10] + g * p.size;
-                uint32_t *pairs = (uint32_t *)(p.keys + block);
-                for (int64_t d = 0; d < p.size / 2; d++) pairs[(d / 16 * 2 + at / 16) * 256 + d % 16 * 16 + at % 16] = key[d];
-                bf16 *store = p.values + block + at / 2 * 32 + at % 2;
-                for (int64_t d = 0; d < p.size; d++) store[d / 16 * 512 + d % 16 * 2] = value[d];
+            for (int64_t token = s->before, next; token < end; token = next) {
+                next = (token / PAGE + 1) * PAGE < end ? (token / PAGE + 1) * PAGE : end;
+                int64_t row = s->first + token - s->before, block = block_at(&p, s, token, g);
+                append_keys((Tokens){POINTER(const bf16, 7) + row * slots[8] + g * p.size, slots[8], p.size, token % PAGE, next - token}, p.keys + block);
+                append_values((Tokens){POINTER(const bf16, 9) + row * slots[10] + g * p.size, slots[10], p.size, token % PAGE, next - token}, p.values + block);
             }
     }
 }
