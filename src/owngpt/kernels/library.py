@@ -112,6 +112,10 @@ def status() -> dict[str, Any]:
     return {"compiled": library is not None, "unit": matrix_unit(), "inference": has_steps(), "reason": reason}
 
 
+NO_MEMORY = 2
+"""What running steps returns then, see source/steps.c."""
+
+
 @cache
 def _runner_of_steps() -> Any:
     """The function that runs a tape, or None: it needs a matrix unit."""
@@ -129,6 +133,11 @@ def has_steps() -> bool:
 
 
 def run_steps(steps: bytes, count: int, threads: int) -> None:
-    """Run a tape: ``count`` steps of 24 words each, see source/steps.h."""
+    """Run a tape: ``count`` steps of 24 words each, see source/steps.h.
+
+    Raises MemoryError when there is none for the threads' counters.
+    """
     status = _runner_of_steps()(steps, count, threads)
+    if status == NO_MEMORY:
+        raise MemoryError("no memory to share a step's work among threads")
     assert status == 0, "a tape names a step that the library does not have"

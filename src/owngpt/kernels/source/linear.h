@@ -31,10 +31,13 @@ static inline __mmask16 outputs_here(const Linear *l, int64_t output) {
     return left >= 16 ? 0xffff : left > 0 ? (__mmask16)((1u << left) - 1) : 0;
 }
 
-/* Ask for the next 16 outputs' bytes while these are worked on: the memory streams whatever order they are read in. */
-static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *tile, int64_t block_bytes, const int64_t bytes) {
+enum { ASKED = 8192 /* bytes ahead */ };
+
+/* Ask for what a thread will read a little later, `bytes` of it. Into the second-level cache: the first has few places for lines that
+ * are on their way, and asking there for one row's weights takes a third more time than not asking at all. */
+static inline __attribute__((always_inline)) void ask_ahead(const uint8_t *tile, const int64_t bytes) {
     UNROLL /* as a loop the compiler takes it for nothing, and leaves it out */
-    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)tile + block_bytes + line, _MM_HINT_T0);
+    for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch((const char *)tile + ASKED + line, _MM_HINT_T1);
 }
 
 static inline __m512bh row_of(const Linear *l, int64_t row, int64_t k) {

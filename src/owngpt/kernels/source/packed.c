@@ -49,7 +49,7 @@ static Whole whole_rows(const Linear *l, bf16 *room) {
 static inline __attribute__((always_inline)) void add_products(const Whole *x, int64_t k, int64_t rows, const bf16 *tiles, const int count,
                                                                const uint8_t *coming, int lines, __m512 sums[][16]) {
     for (int i = 0; i < 16; i++) {
-        for (int line = 0; line < lines; line++, coming += 64) _mm_prefetch((const char *)coming, _MM_HINT_T0);
+        for (int line = 0; line < lines; line++, coming += 64) _mm_prefetch((const char *)coming, _MM_HINT_T1);
         __m512bh w[4];
         UNROLL
         for (int j = 0; j < count; j++) w[j] = (__m512bh)_mm512_loadu_si512(tiles + TILE * j + 32 * i);
@@ -71,7 +71,7 @@ static void few_products(const Linear *l, const Whole *x, Block *block, int64_t 
         bf16 widened[4 * TILE] __attribute__((aligned(64)));
         int count = l->depth - k < 4 ? (int)(l->depth - k) : 4;
         const bf16 *tiles = plain ? (const bf16 *)block->tiles + k * TILE : widened;
-        const uint8_t *coming = block->tiles + (l->depth + k) * bytes;
+        const uint8_t *coming = block->tiles + k * bytes + ASKED;
         if (!plain) unpack_tiles(block, k, k + count, widened);
         if (count == 4) add_products(x, k, l->rows, tiles, 4, coming, plain ? 4 : 3, sums);
         else
@@ -89,7 +89,7 @@ static inline __attribute__((always_inline)) void one_product_of(const Linear *l
         const uint8_t *tile = block->tiles + k * tile_bytes(kind);
         bf16 whole[TILE] __attribute__((aligned(64)));
         __m512bh values = (__m512bh)_mm512_loadu_si512(x->x + 32 * k);
-        ask_ahead(tile, l->depth * tile_bytes(kind), tile_bytes(kind));
+        ask_ahead(tile, tile_bytes(kind));
         if (kind == WEIGHT_COMPACT && block->next != block->end && block->next->at < (k + 1) * TILE) {
             widen_compact(tile, block->table, whole);
             put_exceptions(block, k, k + 1, whole);

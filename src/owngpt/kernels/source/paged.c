@@ -278,7 +278,7 @@ void owngpt_step_attend(const int64_t *slots, Worker *worker) {
         int64_t one_by_one = s->count <= MOST_ONE_BY_ONE, many = one_by_one ? together : 1;
         for (int64_t head = 0; head < p.heads; head += many)
             for (int64_t q = 0; q < s->count; q += one_by_one ? 1 : QUERIES, at++) {
-                if (at == last && !next_share(worker, total, &first, &last)) return;
+                if (at == last && !next_in_order(worker, total, &first, &last)) return;
                 if (at < first) continue;
                 if (one_by_one) attend_heads(&p, s, q, head, many, scores, weights);
                 else attend_many(&p, s, head, q, scores, weights);

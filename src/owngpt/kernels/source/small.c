@@ -126,7 +126,7 @@ static inline __attribute__((always_inline)) void block_times(const Linear *l, c
     for (int64_t m = 0; m < count; m++) sums[m] = _mm512_setzero_ps();
     for (int64_t k = 0; k < l->depth; k++) {
         int64_t at = k * l->rows + from, m = 0;
-        if (!from) ask_ahead(block.tiles + k * bytes, l->depth * bytes, bytes);
+        if (!from) ask_ahead(block.tiles + k * bytes, bytes);
         Tile tile = tile_at(block.tiles + k * bytes, kind, block.scales);
         for (; m + 4 <= count; m += 4) add_tile(x, at + m, 4, &tile, kind, sums + m);
         if (count & 2) add_tile(x, at + m, 2, &tile, kind, sums + m);

@@ -16,10 +16,6 @@ typedef struct {
     _Alignas(64) atomic_int round;
 } Barrier;
 
-typedef struct {
-    _Alignas(64) atomic_llong count;
-} Taken;
-
 /* All threads meet; spinning is short, since a step takes microseconds, and gives way when a thread was taken off its core. */
 static void meet(Barrier *barrier, int threads) {
     int round = atomic_load_explicit(&barrier->round, memory_order_relaxed);
@@ -34,24 +30,27 @@ static void meet(Barrier *barrier, int threads) {
     }
 }
 
-/* Returns 0, or 1 when a kind is unknown (then nothing ran). */
+/* Returns 0, or, when nothing ran, 1 (a kind is unknown) or 2 (no memory). */
 int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++)
         if (steps[i].kind < 0 || steps[i].kind >= KINDS) return 1;
     Barrier barrier = {0};
-    Taken taken[3] = {0};
+    Taken *taken = aligned_alloc(64, sizeof *taken * 3 * (size_t)threads);
+    if (!taken) return 2;
+    memset(taken, 0, sizeof *taken * 3 * (size_t)threads);
 #pragma omp parallel num_threads(threads)
     {
         Worker worker = {.me = omp_get_thread_num(), .threads = omp_get_num_threads()};
         tiles_begin();
         for (int64_t i = 0; i < count; i++) {
-            worker.taken = &taken[i % 3].count; /* three in turn: nobody is two steps away from another */
-            if (!worker.me) atomic_store_explicit(&taken[(i + 1) % 3].count, 0, memory_order_relaxed);
+            worker.taken = taken + i % 3 * threads; /* three in turn: nobody is two steps away from another */
+            atomic_store_explicit(&taken[(i + 1) % 3 * threads + worker.me].count, 0, memory_order_relaxed);
             FUNCTIONS[steps[i].kind](steps[i].slots, &worker);
             if (i + 1 < count) meet(&barrier, worker.threads);
         }
         tiles_end();
     }
+    free(taken);
     return 0;
 }
 #endif

@@ -29,22 +29,51 @@ typedef struct {
     int64_t slots[SLOTS];
 } Step;
 
+/* What of a thread's own part of a step's shares has been taken: so many from its front (the lower half of the bits), so many from its back. */
+typedef struct {
+    _Alignas(64) atomic_llong count;
+} Taken;
+
 typedef struct {
     int me, threads;
-    atomic_llong *taken; /* shares of the step that threads have taken, see next_share */
+    Taken *taken; /* a thread each */
 } Worker;
 
 typedef void (*StepFunction)(const int64_t *slots, Worker *worker);
 
-/* The next part of `total` shares, [first, last); 0 when all are taken. Large ones first: a thread whose processor is taken away
- * for a while (another program, another guest of the machine) holds up the others by one part at most. */
+/* Shares [first, last) of a part: a quarter of what is left of it from its front, or half from its back; 0 when nothing is. */
+static inline int take_of(Worker *worker, int part, int64_t total, int front, int64_t *first, int64_t *last) {
+    int64_t begin, end;
+    row_share(total, part, worker->threads, &begin, &end);
+    long long seen = atomic_load_explicit(&worker->taken[part].count, memory_order_relaxed), size;
+    do {
+        int64_t left = end - begin - (seen & 0xffffffff) - (seen >> 32);
+        if (left <= 0) return 0;
+        size = (left + (front ? 3 : 1)) / (front ? 4 : 2);
+    } while (!atomic_compare_exchange_weak_explicit(&worker->taken[part].count, &seen, seen + (front ? size : size << 32), memory_order_relaxed, memory_order_relaxed));
+    *last = end - (seen >> 32);
+    if (front) *first = begin + (seen & 0xffffffff), *last = *first + size;
+    else *first = *last - size;
+    return 1;
+}
+
+/* The next of `total` shares that this thread should do, [first, last); 0 when all are taken. Each goes through a part of its own from
+ * front to back, so that it reads memory strictly forward, then helps the others from behind: a thread whose processor is slow, or is
+ * taken away for a while (another program, another guest of the machine), holds them up by a few shares at most. */
 static inline int next_share(Worker *worker, int64_t total, int64_t *first, int64_t *last) {
-    long long at = atomic_load_explicit(worker->taken, memory_order_relaxed), size;
+    for (int i = 0; i < worker->threads; i++)
+        if (take_of(worker, (worker->me + i) % worker->threads, total, !i, first, last)) return 1;
+    return 0;
+}
+
+/* The same for who must come to the shares in their order: large ones first, and whoever is free takes them. */
+static inline int next_in_order(Worker *worker, int64_t total, int64_t *first, int64_t *last) {
+    long long at = atomic_load_explicit(&worker->taken->count, memory_order_relaxed), size;
     do {
         if (at >= total) return 0;
         size = (total - at) / (2 * worker->threads);
         if (size < 1) size = 1;
-    } while (!atomic_compare_exchange_weak_explicit(worker->taken, &at, at + size, memory_order_relaxed, memory_order_relaxed));
+    } while (!atomic_compare_exchange_weak_explicit(&worker->taken->count, &at, at + size, memory_order_relaxed, memory_order_relaxed));
     *first = at;
     *last = at + size;
     return 1;
