@@ -153,7 +153,7 @@ static inline void ask_for_output(const Linear *l, int64_t row, int64_t output) 
     }
 }
 
-enum { STRIP = 12, STEP = 2, AHEAD = 2 };
+enum { STRIP = 12, STEP = MADE_OF_VECTORS ? 6 : 2, AHEAD = 2 };
 
 /* Two blocks of a weight on their way through the matrix unit. */
 typedef struct {
