@@ -10,7 +10,7 @@ from torch import Tensor
 
 from owngpt.kernels import packed, tape
 from owngpt.kernels.memory import LINE, HugePages
-from owngpt.kernels.packed import COLUMNS, FEW, NEVER, Kind, PackedWeight
+from owngpt.kernels.packed import COLUMNS, FEW, FEW_PLAIN, NEVER, Kind, PackedWeight
 
 pytestmark = pytest.mark.skipif(not tape.can_record(), reason="no matrix tiles on this machine")
 
@@ -66,9 +66,9 @@ def in_eight_bits(x: Tensor) -> Tensor:
 def test_products_are_those_of_the_unpacked_weight(kind: Kind, outputs: int, inputs: int) -> None:
     weight = pack(weight_of(outputs, inputs), kind)
     bias = weight_of(1, outputs, seed=1)[0]
-    for rows in (1, 2, 3, 5, FEW, FEW + 1, 16, 17, 49, 64, 65, 130):
+    for rows in (1, 2, 3, 5, FEW, FEW + 1, FEW_PLAIN, FEW_PLAIN + 1, 16, 17, 49, 64, 65, 130):
         x = weight_of(rows, inputs, seed=rows).bfloat16()
-        for weight.tiles_from in (1, 2, FEW + 1, NEVER):
+        for weight.tiles_from in (1, 2, FEW + 1, FEW_PLAIN + 1, NEVER):
             small = weight.quantized and not weight.on_tiles(rows)
             expected = (in_eight_bits(x) if small else x.float()) @ weight.unpacked().T + bias
             for dtype in (torch.float32, torch.bfloat16):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from owngpt.engine.adapters import packed_bank
-from owngpt.engine.layout import TILE, Layout, Part, Shape, arrange
+from owngpt.engine.layout import ROWS, TILE, Layout, Part, Shape, arrange
 from owngpt.engine.packing import each_packed
 from owngpt.engine.paged import BLOCK, PagedContext, PagedMemory, numbers_of
 from owngpt.formats.peft import Adapter
@@ -137,7 +137,7 @@ class PackedRunner:
     def grain(self) -> int:
         """See :class:`Runner`."""
         on_tiles: set[bool] = set()
-        each_packed(self.model.blocks, lambda weight: on_tiles.add(weight.on_tiles(TILE)))
+        each_packed(self.model.blocks, lambda weight: on_tiles.add(weight.on_tiles(ROWS[-1])))
         return TILE if True in on_tiles else GRAIN
 
     def run(self, parts: Sequence[Part]) -> Tensor:

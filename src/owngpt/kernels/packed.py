@@ -19,7 +19,9 @@ TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6"
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 FEW = 8
-"""Most rows that vector products of bfloat16 take, and where the matrix unit is AMX those of quantized weights."""
+"""Most rows of quantized weights that do not go through tiles where the matrix unit is AMX."""
+FEW_PLAIN = 12
+"""Most rows that vector products of bfloat16 take."""
 NEVER = 0
 """In place of a number of rows."""
 ALONE = 4
@@ -44,7 +46,7 @@ def tiles_from_unmeasured(quantized: bool = False) -> int:
     """
     if amx():
         return 3 if quantized else 1
-    return NEVER if quantized else FEW + 1
+    return NEVER if quantized else FEW_PLAIN + 1
 
 
 def amx() -> bool:
@@ -81,7 +83,7 @@ class PackedWeight:
         """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
         if self.tiles_from == NEVER:
             return not self.quantized and rows > FEW
-        return rows >= min(self.tiles_from, FEW + 1)
+        return rows >= min(self.tiles_from, 65)
 
     @property
     def depth(self) -> int:

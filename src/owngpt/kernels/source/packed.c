@@ -29,7 +29,7 @@ void owngpt_step_pack_rows(const int64_t *slots, Worker *worker) {
     }
 }
 
-enum { FEW_ROWS = 8 };
+enum { FEW_ROWS = 12 };
 
 /* Rows of x beside bfloat16 weights: whole groups of 32, `stride` values from row to row. */
 typedef struct {
