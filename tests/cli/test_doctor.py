@@ -21,6 +21,6 @@ def test_doctor_json_describes_this_machine(capsys):
     assert found["ceilings"]["matmul_fp32_flops"] > 1e8
     assert found["ceilings"]["memory_read_bytes"] > 1e7
     assert isinstance(found["kernels"]["compiled"], bool)
-    assert all(values["tiles_from"] >= 1 and values["threads"] >= 1 for values in found["tuning"])
+    assert all(values["tiles_from"] >= 0 and values["threads"] >= 1 for values in found["tuning"])
     assert found["disk_free"] > 0
     assert "model" in found["fits"]

@@ -62,7 +62,8 @@ class PackedGatedMLP(nn.Module):
         super().__init__()
         self.gate_up, self.down, self.activation = mlp.gate_up, mlp.down, mlp.activation
         self.apart = False
-        """The two layers run one after the other, since something is added to what they give (see adapters.py)."""
+        """The two layers run one after the other, since something is added to what they give (see adapters.py). What lies between
+        is then rounded to bfloat16 on its way, also for rows without an adapter in the same call."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, C) → (B, T, C)"""

@@ -1,5 +1,5 @@
-"""From how many rows on matrix tiles beat vector products of quantized weights, and on how many threads: measured on this
-machine, once for a shape.
+"""On how many threads steps run, and beside AMX from how many rows on its tiles beat vector products of quantized weights:
+measured on this machine, once for a shape.
 
 A step's shape decides, and how much of the machine's caches and memory others use, so what is timed is a decoding step of some
 of the model's own layers. The result is kept in the user's cache folder.

@@ -21,7 +21,7 @@ ROWS, COLUMNS = 16, 32
 FEW = 8
 """Most rows of quantized weights that do not go through tiles where the matrix unit is AMX."""
 FEW_PLAIN = 12
-"""Most rows that vector products of bfloat16 take."""
+"""Most rows that vector products of bfloat16 take: FEW_ROWS in source/packed.c."""
 NEVER = 0
 """In place of a number of rows."""
 ALONE = 4
@@ -80,10 +80,13 @@ class PackedWeight:
         return self.kind not in ("bf16", "compact")
 
     def on_tiles(self, rows: int) -> bool:
-        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
-        if self.tiles_from == NEVER:
-            return not self.quantized and rows > FEW
-        return rows >= min(self.tiles_from, 65)
+        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products.
+
+        Those of bfloat16 take :data:`FEW_PLAIN` rows at most, whatever :attr:`tiles_from` is.
+        """
+        if self.quantized:
+            return self.tiles_from != NEVER and rows >= self.tiles_from
+        return rows > FEW_PLAIN or NEVER < self.tiles_from <= rows
 
     @property
     def depth(self) -> int:

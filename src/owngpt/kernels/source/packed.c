@@ -29,7 +29,7 @@ void owngpt_step_pack_rows(const int64_t *slots, Worker *worker) {
     }
 }
 
-enum { FEW_ROWS = 12 };
+enum { FEW_ROWS = 12 /* FEW_PLAIN in packed.py */ };
 
 /* Rows of x beside bfloat16 weights: whole groups of 32, `stride` values from row to row. */
 typedef struct {

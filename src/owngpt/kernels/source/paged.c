@@ -31,7 +31,7 @@ static inline int64_t block_at(const Paged *p, const Segment *s, int64_t token, 
     return ((int64_t)p->tables[s->table + token / PAGE] * p->groups + group) * PAGE * p->size;
 }
 
-/* Rows of a call that become tokens [at, at + count) of a block, of one group. */
+/* Rows of a call that become tokens [at, at + count) of a block, of one group; size is a multiple of 32. */
 typedef struct {
     const bf16 *rows;
     int64_t stride, size, at, count;

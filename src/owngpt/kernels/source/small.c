@@ -7,7 +7,7 @@
 
 #ifdef MATRIX_UNIT
 
-enum { CHUNK = 64 /* rows whose sums are kept while a block of the weight passes by */, FEW_SMALL_ROWS = 8 };
+enum { CHUNK = 64 /* rows whose sums are kept while a block of the weight passes by */, ONE_BLOCK_ROWS = 8 /* with more, two side by side */ };
 
 /* What a product of numbers lacks, for value * weight = factors * (number + middle) * (weight's number - zero): it is multiplied by
  * the zero and by the sum over the group of what the other side of the minus is. */
@@ -18,7 +18,7 @@ typedef struct {
 /* Groups of 32 of all rows, depth x rows: value = factor * (number + middle), the number in -127 ... 127. */
 typedef struct {
     int8_t *numbers;
-    float *factors, *sums; /* sums are of the values as they are here */
+    float *factors, *sums; /* sums are of the values as they are here; q4_1 multiplies its offsets by them */
     Pair16 *pairs;
 } Small;
 
@@ -30,16 +30,17 @@ enum { TOGETHER = 16 /* rows that are rounded side by side */ };
 
 /* A group of up to 16 rows, from group `at` on. Where a value is infinite or not a number the factor is not one. */
 static void put_groups(const Small *x, int64_t at, int64_t count, __m512 values[TOGETHER][2]) {
-    const __m512 levels = _mm512_set1_ps(252.0f) /* and one for rounding at either end */, none = _mm512_setzero_ps();
+    const __m512 levels = _mm512_set1_ps(126.0f) /* on each side of the middle, and one for rounding */, none = _mm512_setzero_ps(), half = _mm512_set1_ps(0.5f);
     __m512 high[TOGETHER], low[TOGETHER];
     float inverses[TOGETHER] __attribute__((aligned(64))), middles[TOGETHER] __attribute__((aligned(64)));
     for (int m = 0; m < TOGETHER; m++) {
         high[m] = m < count ? _mm512_max_ps(values[m][0], values[m][1]) : none;
         low[m] = m < count ? _mm512_min_ps(values[m][0], values[m][1]) : none;
     }
-    __m512 greatest = _mm512_max_ps(most16(high), none), least = _mm512_min_ps(least16(low), none), span = _mm512_sub_ps(greatest, least);
-    __m512 inverse = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(span, _mm512_set1_ps(1e-30f), _CMP_GT_OQ), levels, span);
-    __m512 middle = rounded16(_mm512_mul_ps(_mm512_mul_ps(_mm512_add_ps(least, greatest), _mm512_set1_ps(0.5f)), inverse));
+    __m512 greatest = _mm512_max_ps(most16(high), none), least = _mm512_min_ps(least16(low), none);
+    __m512 reach = _mm512_sub_ps(_mm512_mul_ps(greatest, half), _mm512_mul_ps(least, half)); /* twice as much might be infinite */
+    __m512 inverse = _mm512_maskz_div_ps(_mm512_cmp_ps_mask(reach, _mm512_set1_ps(1e-30f), _CMP_GT_OQ), levels, reach);
+    __m512 middle = rounded16(_mm512_mul_ps(_mm512_mul_ps(_mm512_add_ps(least, greatest), half), inverse));
     _mm512_store_ps(inverses, inverse);
     _mm512_store_ps(middles, middle);
     for (int m = 0; m < count; m++) {
@@ -51,7 +52,7 @@ static void put_groups(const Small *x, int64_t at, int64_t count, __m512 values[
     }
     __m512 sum = sums16(high);
     __mmask16 here = (__mmask16)((1u << count) - 1), fine = _mm512_cmp_ps_mask(sum, sum, _CMP_ORD_Q);
-    __m512 factors = _mm512_mask_mul_ps(_mm512_set1_ps(NAN), fine, span, _mm512_set1_ps(1.0f / 252.0f));
+    __m512 factors = _mm512_mask_mul_ps(_mm512_set1_ps(NAN), fine, reach, _mm512_set1_ps(1.0f / 126.0f));
     __m512i centre = _mm512_cvtps_epi32(_mm512_maskz_mov_ps(fine, middle)), minus = _mm512_cvtps_epi32(_mm512_sub_ps(none, sum));
     _mm512_mask_storeu_ps(x->factors + at, here, factors);
     _mm512_mask_storeu_ps(x->sums + at, here, _mm512_mul_ps(factors, _mm512_fmadd_ps(middle, _mm512_set1_ps(32.0f), sum)));
@@ -175,7 +176,7 @@ void owngpt_step_small_linear(const int64_t *slots, Worker *worker) {
                 .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
                 .out = POINTER(void, 9), .wide = (int)slots[11]};
     Small x = rows_of(&l, POINTER(uint8_t, 7), POINTER(uint8_t, 12), worker);
-    int64_t blocks = (l.outputs + 15) / 16, together = l.rows > FEW_SMALL_ROWS ? 2 : 1, first, last;
+    int64_t blocks = (l.outputs + 15) / 16, together = l.rows > ONE_BLOCK_ROWS ? 2 : 1, first, last;
     while (next_share(worker, (blocks + together - 1) / together, &first, &last))
         for (int64_t at = first * together; at < last * together && at < blocks; at += together)
             put_blocks(&l, &x, at, at + together < blocks ? at + together : blocks);

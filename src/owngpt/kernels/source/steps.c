@@ -43,7 +43,7 @@ int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
         Worker worker = {.me = omp_get_thread_num(), .threads = omp_get_num_threads()};
         tiles_begin();
         for (int64_t i = 0; i < count; i++) {
-            worker.taken = taken + i % 3 * threads; /* three in turn: nobody is two steps away from another */
+            worker.taken = taken + i % 3 * threads; /* three in turn: whoever resets the next ones knows that all are through with those */
             atomic_store_explicit(&taken[(i + 1) % 3 * threads + worker.me].count, 0, memory_order_relaxed);
             FUNCTIONS[steps[i].kind](steps[i].slots, &worker);
             if (i + 1 < count) meet(&barrier, worker.threads);

@@ -57,16 +57,19 @@ static inline int take_of(Worker *worker, int part, int64_t total, int front, in
     return 1;
 }
 
-/* The next of `total` shares that this thread should do, [first, last); 0 when all are taken. Each goes through a part of its own from
+enum { HELPED = 8 /* others whose counters a thread looks at: with many threads, looking at all would take longer than helping saves */ };
+
+/* The next of `total` shares that this thread should do, [first, last); 0 when there are none. Each goes through a part of its own from
  * front to back, so that it reads memory strictly forward, then helps the others from behind: a thread whose processor is slow, or is
- * taken away for a while (another program, another guest of the machine), holds them up by a few shares at most. */
+ * taken away for a while (another program, another guest of the machine), holds them up by the piece that it has, not by its part. */
 static inline int next_share(Worker *worker, int64_t total, int64_t *first, int64_t *last) {
-    for (int i = 0; i < worker->threads; i++)
+    for (int i = 0; i < worker->threads && i <= HELPED; i++)
         if (take_of(worker, (worker->me + i) % worker->threads, total, !i, first, last)) return 1;
     return 0;
 }
 
-/* The same for who must come to the shares in their order: large ones first, and whoever is free takes them. */
+/* The same for a step that must come to its shares in their order: large ones first, and whoever is free takes them. It counts where
+ * next_share does for thread 0, so a step uses the one or the other. */
 static inline int next_in_order(Worker *worker, int64_t total, int64_t *first, int64_t *last) {
     long long at = atomic_load_explicit(&worker->taken->count, memory_order_relaxed), size;
     do {
