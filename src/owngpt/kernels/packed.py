@@ -248,9 +248,11 @@ def _numbers(tiles: Tensor, kind: Kind) -> Tensor:
 def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """x (..., inputs) bfloat16 → (..., outputs) in bfloat16 or float32; bias (outputs,) float32. Only while a tape is active."""
     rows = x.numel() // weight.inputs
-    if weight.quantized and not weight.on_tiles(rows):
-        return _small_product(x, _small_rows(x, weight), x.shape[:-1], weight, bias, dtype)
-    return _product(x, _packed_rows(x, rows, weight.inputs) if weight.on_tiles(rows) else None, x.shape[:-1], weight, bias, dtype)
+    if weight.on_tiles(rows):
+        return _product("linear", x, _packed_rows(x, rows, weight.inputs), weight, bias, x.shape[:-1], dtype)
+    if weight.quantized:
+        return _product("small_linear", x, _small_rows(x, weight), weight, bias, x.shape[:-1], dtype)
+    return _product("linear", x, None, weight, bias, x.shape[:-1], dtype)
 
 
 def joins(gate_up: PackedWeight, down: PackedWeight, rows: int) -> bool:
@@ -281,12 +283,12 @@ def gated_mlp(
         between = active.empty(-(-rows // ROWS) * down.depth * ROWS * COLUMNS)
         packed_x = _packed_rows(x, rows, gate_up.inputs)
         active.step("gated_linear", *weight, packed_x, rows, between, int(tanh_form), _scratch(rows, gate_up))
-        return _product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
+        return _product("linear", x, between, down, down_bias, x.shape[:-1], torch.bfloat16)
     between = _small_room(rows, down)
     small = _small_rows(x, gate_up)
     scratch = None if small is not None else _small_room(rows * active.threads, gate_up)
     active.step("small_gated", *weight, x, gate_up.inputs, small, rows, between, int(tanh_form), scratch)
-    return _small_product(x, between, x.shape[:-1], down, down_bias, torch.bfloat16)
+    return _product("small_linear", x, between, down, down_bias, x.shape[:-1], torch.bfloat16)
 
 
 def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
@@ -297,13 +299,24 @@ def _packed_rows(x: Tensor, rows: int, inputs: int) -> Tensor:
 
 
 def _product(
-    x: Tensor, packed_x: Tensor | None, shape: torch.Size, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
+    step: str,
+    x: Tensor,
+    prepared: Tensor | None,
+    weight: PackedWeight,
+    bias: Tensor | None,
+    shape: torch.Size,
+    dtype: torch.dtype,
 ) -> Tensor:
+    """One of the two steps of products, which take the same arguments; ``prepared`` is x as the step wants it, if made before."""
     active, rows = _active(), math.prod(shape)
     out = active.empty(*shape, weight.outputs, dtype=dtype)
+    if step == "linear":
+        scratch: Tensor | None = _scratch(rows, weight)
+    else:
+        scratch = None if prepared is not None else _small_room(rows * active.threads, weight)
     active.step(
-        "linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, packed_x,
-        rows, out, weight.outputs, int(dtype == torch.float32), _scratch(rows, weight),
+        step, weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, prepared,
+        rows, out, weight.outputs, int(dtype == torch.float32), scratch,
     )  # fmt: skip
     return out
 
@@ -322,19 +335,6 @@ def _small_rows(x: Tensor, weight: PackedWeight) -> Tensor | None:
     small = _small_room(rows, weight)
     _active().step("small_rows", x, small, rows, weight.inputs, weight.inputs)
     return small
-
-
-def _small_product(
-    x: Tensor, small: Tensor | None, shape: torch.Size, weight: PackedWeight, bias: Tensor | None, dtype: torch.dtype
-) -> Tensor:
-    active, rows = _active(), math.prod(shape)
-    out = active.empty(*shape, weight.outputs, dtype=dtype)
-    scratch = None if small is not None else _small_room(rows * active.threads, weight)
-    active.step(
-        "small_linear", weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, small,
-        rows, out, weight.outputs, int(dtype == torch.float32), scratch,
-    )  # fmt: skip
-    return out
 
 
 def _small_room(rows: int, weight: PackedWeight) -> Tensor:

@@ -7,6 +7,7 @@
 
 #ifdef MATRIX_UNIT
 
+enum { SMALL_BYTES = 44 /* of a group, as in packed.py */ };
 enum { CHUNK = 64 /* rows whose sums are kept while a block of the weight passes by */, ONE_BLOCK_ROWS = 8 /* with more, two side by side */ };
 
 /* What a product of numbers lacks, for value * weight = factors * (number + middle) * (weight's number - zero): it is multiplied by
@@ -75,7 +76,7 @@ static void make_small(const Linear *l, const Small *x, int64_t first, int64_t l
     }
 }
 
-/* slots: x, small rows (44 bytes a row and group), rows, inputs, x's stride. */
+/* slots: x, small rows (SMALL_BYTES a row and group), rows, inputs, x's stride. */
 void owngpt_step_small_rows(const int64_t *slots, Worker *worker) {
     Linear l = {.inputs = slots[3], .rows = slots[2], .depth = (slots[3] + 31) / 32, .x_stride = slots[4], .x = POINTER(const bf16, 0)};
     int64_t first, last;
@@ -164,13 +165,13 @@ static void put_blocks(const Linear *l, const Small *x, int64_t first, int64_t l
 static Small rows_of(const Linear *l, uint8_t *made, uint8_t *room, const Worker *worker) {
     int64_t groups = l->depth * l->rows;
     if (made) return small_in(made, groups);
-    Small x = small_in(room + worker->me * 44 * groups, groups);
+    Small x = small_in(room + worker->me * SMALL_BYTES * groups, groups);
     make_small(l, &x, 0, l->depth * rounds_of(l->rows));
     return x;
 }
 
-/* slots: weight, kind, outputs, inputs, bias, x, its stride, small rows or NULL, rows, out, out's stride, wide, scratch of 44 bytes a
- * row and group for each thread where there are no small rows. */
+/* slots: weight, kind, outputs, inputs, bias, x, its stride, small rows or NULL, rows, out, out's stride, wide, scratch of SMALL_BYTES
+ * a row and group for each thread where there are no small rows. */
 void owngpt_step_small_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
                 .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
