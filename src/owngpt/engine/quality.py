@@ -35,7 +35,7 @@ WINDOW = 256
 """Tokens that are scored in one piece."""
 TEXT_FILE = Path(__file__).parent / "quality.txt"
 SAMPLE_BYTES = 1 << 16
-TOPIC = "quality-4"
+TOPIC = "quality-5"
 """Of the records; the number rises whenever quantized weights or their products change, and what was measured does not hold."""
 
 

@@ -26,8 +26,10 @@ NEVER = 0
 """In place of a number of rows."""
 ALONE = 4
 """Rows up to which each thread makes all of them small for itself; with more they share the work, in a step of its own."""
-SMALL_BYTES = 44
-"""Of 32 values of a row: numbers of eight bits, a factor, a sum, and two numbers for what they lack."""
+SMALL_BYTES = 80
+"""Of 32 values of a row: numbers of eight bits, a factor, a sum, two numbers for what they lack, and what rounding left."""
+CHUNK, CHUNK_BYTES = 64, 8
+"""Rows among which a bit for each says whether what rounding left counts, for 32 values."""
 SCALE_BYTES: dict[Kind, int] = {"int6": 4, "int4": 4}
 """Behind their tiles, for each output."""
 ZEROS: dict[Kind, int] = {"int6": 4, "int4": 16}
@@ -286,7 +288,7 @@ def gated_mlp(
         return _product("linear", x, between, down, down_bias, x.shape[:-1], torch.bfloat16)
     between = _small_room(rows, down)
     small = _small_rows(x, gate_up)
-    scratch = None if small is not None else _small_room(rows * active.threads, gate_up)
+    scratch = _small_scratch(rows, gate_up, small)
     active.step("small_gated", *weight, x, gate_up.inputs, small, rows, between, int(tanh_form), scratch)
     return _product("small_linear", x, between, down, down_bias, x.shape[:-1], torch.bfloat16)
 
@@ -310,10 +312,7 @@ def _product(
     """One of the two steps of products, which take the same arguments; ``prepared`` is x as the step wants it, if made before."""
     active, rows = _active(), math.prod(shape)
     out = active.empty(*shape, weight.outputs, dtype=dtype)
-    if step == "linear":
-        scratch: Tensor | None = _scratch(rows, weight)
-    else:
-        scratch = None if prepared is not None else _small_room(rows * active.threads, weight)
+    scratch = _scratch(rows, weight) if step == "linear" else _small_scratch(rows, weight, prepared)
     active.step(
         step, weight.tiles, KINDS[weight.kind], weight.outputs, weight.inputs, bias, x, weight.inputs, prepared,
         rows, out, weight.outputs, int(dtype == torch.float32), scratch,
@@ -340,6 +339,12 @@ def _small_rows(x: Tensor, weight: PackedWeight) -> Tensor | None:
 def _small_room(rows: int, weight: PackedWeight) -> Tensor:
     """For a weight's inputs of so many rows."""
     return _active().empty(rows * weight.depth * SMALL_BYTES, dtype=torch.uint8)
+
+
+def _small_scratch(rows: int, weight: PackedWeight, made: Tensor | None) -> Tensor:
+    """For each thread: which groups' rests count, and the rows themselves if they were not made before."""
+    group = -(-rows // CHUNK) * CHUNK_BYTES + (rows * SMALL_BYTES if made is None else 0)
+    return _active().empty(_active().threads * weight.depth * group, dtype=torch.uint8)
 
 
 def _active() -> tape.Tape:
