@@ -9,7 +9,7 @@ static const StepFunction FUNCTIONS[] = {
     owngpt_step_gated, owngpt_step_pointwise, owngpt_step_gather, owngpt_step_append, owngpt_step_attend, owngpt_step_add,
     owngpt_step_gated_linear, owngpt_step_small_rows, owngpt_step_small_linear, owngpt_step_small_gated,
 };
-enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000 };
+enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000, COURTESY = 8 /* steps */ };
 
 typedef struct {
     _Alignas(64) atomic_int waiting;
@@ -45,6 +45,9 @@ int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
         for (int64_t i = 0; i < count; i++) {
             worker.taken = taken + i % 3 * threads; /* three in turn: whoever resets the next ones knows that all are through with those */
             atomic_store_explicit(&taken[(i + 1) % 3 * threads + worker.me].count, 0, memory_order_relaxed);
+            /* Threads that were woken to read the last tokens find every core taken, and a scheduler that favours whole slices lets them
+             * wait for milliseconds, one after the other where they share a lock as Python's do. */
+            if (i % COURTESY == COURTESY - 1) sched_yield();
             FUNCTIONS[steps[i].kind](steps[i].slots, &worker);
             if (i + 1 < count) meet(&barrier, worker.threads);
         }
