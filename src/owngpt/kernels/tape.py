@@ -15,6 +15,7 @@ import math
 import struct
 import sys
 import threading
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -70,6 +71,7 @@ class BufferPool:
         """:param threads: that run the tapes; by default as many as torch uses."""
         self.threads = threads or torch.get_num_threads()
         self._buffers: list[np.ndarray[Any, Any]] = []
+        """By their sizes, which are beside them."""
         self._sizes: list[int] = []
 
     def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -80,19 +82,20 @@ class BufferPool:
             size = -(-used // ALIGNMENT) * ALIGNMENT
             room = np.empty(size + ALIGNMENT, dtype=np.uint8)
             start = -room.ctypes.data % ALIGNMENT
-            self._buffers.append(room[start : start + size])
-            self._sizes.append(size)
-            index = len(self._buffers) - 1
+            index = bisect_right(self._sizes, size)
+            self._buffers.insert(index, room[start : start + size])
+            self._sizes.insert(index, size)
         # Each tensor holds a reference to the array for as long as it, or a view of it, lives.
-        return torch.from_numpy(self._buffers[index])[: math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+        return torch.frombuffer(self._buffers[index], dtype=dtype, count=max(math.prod(shape), 1)).resize_(shape)
 
     def _free(self, needed: int) -> int | None:
         """The smallest buffer that fits, is not far too large, and that nobody but the pool refers to."""
-        best, best_size = None, 4 * needed + 4096 + 1
-        for index, size in enumerate(self._sizes):
-            if needed <= size < best_size and sys.getrefcount(self._buffers[index]) == UNUSED:
-                best, best_size = index, size
-        return best
+        for index in range(bisect_left(self._sizes, needed), len(self._sizes)):
+            if self._sizes[index] > 4 * needed + 4096:
+                return None
+            if sys.getrefcount(self._buffers[index]) == UNUSED:
+                return index
+        return None
 
     @property
     def bytes(self) -> int:
@@ -115,7 +118,7 @@ class Tape:
 
     def step(self, name: str, *arguments: Tensor | int | float | None) -> None:
         """Write down one step; arguments as source/*.c lists them: tensors as addresses, None as a null pointer."""
-        slots = [_slot(argument) for argument in arguments]
+        slots = [argument if type(argument) is int else _slot(argument) for argument in arguments]
         self._kept += [argument for argument in arguments if type(argument) is Parameter]
         self._words.append(_WORDS.pack(KINDS[name], *slots, *_ZEROS[len(slots) :]))
 
