@@ -3,13 +3,15 @@
 
 #ifdef MATRIX_UNIT
 #include <sched.h>
+#include <time.h>
 
 static const StepFunction FUNCTIONS[] = {
     owngpt_step_pack_rows, owngpt_step_linear, owngpt_step_embed, owngpt_step_norm, owngpt_step_rotate,
     owngpt_step_gated, owngpt_step_pointwise, owngpt_step_gather, owngpt_step_append, owngpt_step_attend, owngpt_step_add,
     owngpt_step_gated_linear, owngpt_step_small_rows, owngpt_step_small_linear, owngpt_step_small_gated,
 };
-enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000, COURTESY = 8 /* steps */ };
+enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000 };
+enum { COURTESY = 8 /* steps between two offers */, KEPT = 1000000 /* nanoseconds */, OFFENDED = 32 /* passes without an offer */ };
 
 typedef struct {
     _Alignas(64) atomic_int waiting;
@@ -30,6 +32,27 @@ static void meet(Barrier *barrier, int threads) {
     }
 }
 
+static atomic_int offended; /* passes left */
+
+/* Threads that were woken to read the last tokens find every core taken, and a scheduler that favours whole slices lets them wait for
+ * milliseconds, one after the other where they share a lock as Python's do. Returns 0 if it was no reader who waited: a program that
+ * computes keeps a core for its slice, and would get it again and again. */
+static int offer_core(void) {
+    struct timespec before, after;
+    clock_gettime(CLOCK_MONOTONIC, &before);
+    sched_yield();
+    clock_gettime(CLOCK_MONOTONIC, &after);
+    if ((after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec < KEPT) return 1;
+    atomic_store_explicit(&offended, OFFENDED, memory_order_relaxed);
+    return 0;
+}
+
+static int offers_now(void) {
+    int left = atomic_load_explicit(&offended, memory_order_relaxed);
+    if (left) atomic_store_explicit(&offended, left - 1, memory_order_relaxed);
+    return !left;
+}
+
 /* Returns 0, or, when nothing ran, 1 (a kind is unknown) or 2 (no memory). */
 int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
     for (int64_t i = 0; i < count; i++)
@@ -38,16 +61,15 @@ int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
     Taken *taken = aligned_alloc(64, sizeof *taken * 3 * (size_t)threads);
     if (!taken) return 2;
     memset(taken, 0, sizeof *taken * 3 * (size_t)threads);
-#pragma omp parallel num_threads(threads)
+    int offers = offers_now();
+#pragma omp parallel num_threads(threads) firstprivate(offers)
     {
         Worker worker = {.me = omp_get_thread_num(), .threads = omp_get_num_threads()};
         tiles_begin();
         for (int64_t i = 0; i < count; i++) {
             worker.taken = taken + i % 3 * threads; /* three in turn: whoever resets the next ones knows that all are through with those */
             atomic_store_explicit(&taken[(i + 1) % 3 * threads + worker.me].count, 0, memory_order_relaxed);
-            /* Threads that were woken to read the last tokens find every core taken, and a scheduler that favours whole slices lets them
-             * wait for milliseconds, one after the other where they share a lock as Python's do. */
-            if (i % COURTESY == COURTESY - 1) sched_yield();
+            if (offers && i % COURTESY == COURTESY - 1) offers = offer_core();
             FUNCTIONS[steps[i].kind](steps[i].slots, &worker);
             if (i + 1 < count) meet(&barrier, worker.threads);
         }
