@@ -39,7 +39,7 @@ static inline void put_bytes(int8_t *at, __m512i first, __m512i second) {
     _mm_storeu_si128((__m128i *)(at + 16), _mm512_cvtepi32_epi8(second));
 }
 
-/* Pairs of less than the sums, in the lower halves, and of middles. */
+/* What 16 groups lack, of the sums of their numbers and of their middles. */
 static inline __m512i pairs_of(__m512 sums, __m512 middles) {
     __m512i minus = _mm512_cvtps_epi32(_mm512_sub_ps(_mm512_setzero_ps(), sums));
     return _mm512_mask_blend_epi16(0xaaaaaaaa, minus, _mm512_slli_epi32(_mm512_cvtps_epi32(middles), 16));

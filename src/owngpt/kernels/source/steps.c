@@ -11,7 +11,7 @@ static const StepFunction FUNCTIONS[] = {
     owngpt_step_gated_linear, owngpt_step_small_rows, owngpt_step_small_linear, owngpt_step_small_gated,
 };
 enum { KINDS = sizeof FUNCTIONS / sizeof *FUNCTIONS, PATIENCE = 2000 };
-enum { COURTESY = 8 /* steps between two offers */, KEPT = 1000000 /* nanoseconds */, OFFENDED = 32 /* passes without an offer */ };
+enum { OFFER_EVERY = 8 /* steps */, LONGEST_READING = 1000000 /* nanoseconds */, PASSES_WITHOUT_OFFERS = 32 };
 
 typedef struct {
     _Alignas(64) atomic_int waiting;
@@ -32,7 +32,7 @@ static void meet(Barrier *barrier, int threads) {
     }
 }
 
-static atomic_int offended; /* passes left */
+static atomic_int passes_without_offers; /* that are left */
 
 /* Threads that were woken to read the last tokens find every core taken, and a scheduler that favours whole slices lets them wait for
  * milliseconds, one after the other where they share a lock as Python's do. Returns 0 if it was no reader who waited: a program that
@@ -42,14 +42,14 @@ static int offer_core(void) {
     clock_gettime(CLOCK_MONOTONIC, &before);
     sched_yield();
     clock_gettime(CLOCK_MONOTONIC, &after);
-    if ((after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec < KEPT) return 1;
-    atomic_store_explicit(&offended, OFFENDED, memory_order_relaxed);
+    if ((after.tv_sec - before.tv_sec) * 1000000000LL + after.tv_nsec - before.tv_nsec < LONGEST_READING) return 1;
+    atomic_store_explicit(&passes_without_offers, PASSES_WITHOUT_OFFERS, memory_order_relaxed);
     return 0;
 }
 
 static int offers_now(void) {
-    int left = atomic_load_explicit(&offended, memory_order_relaxed);
-    if (left) atomic_store_explicit(&offended, left - 1, memory_order_relaxed);
+    int left = atomic_load_explicit(&passes_without_offers, memory_order_relaxed);
+    if (left) atomic_store_explicit(&passes_without_offers, left - 1, memory_order_relaxed);
     return !left;
 }
 
@@ -69,7 +69,7 @@ int owngpt_run_steps(const Step *steps, int64_t count, int threads) {
         for (int64_t i = 0; i < count; i++) {
             worker.taken = taken + i % 3 * threads; /* three in turn: whoever resets the next ones knows that all are through with those */
             atomic_store_explicit(&taken[(i + 1) % 3 * threads + worker.me].count, 0, memory_order_relaxed);
-            if (offers && i % COURTESY == COURTESY - 1) offers = offer_core();
+            if (offers && i % OFFER_EVERY == OFFER_EVERY - 1) offers = offer_core();
             FUNCTIONS[steps[i].kind](steps[i].slots, &worker);
             if (i + 1 < count) meet(&barrier, worker.threads);
         }
