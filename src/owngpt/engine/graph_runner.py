@@ -152,6 +152,10 @@ class _StaticContext:
             visible = visible & (self._index >= lengths - window)
         return _one_token_each(query[0], keys[slots], values[slots], visible, scale, sinks)[None]
 
+    def going_on(self, layer: int, x: Tensor) -> Tensor:
+        """All tokens: each is followed by another."""
+        return x
+
 
 def _one_token_each(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor, scale: float, sinks: Tensor | None) -> Tensor:
     """query (R, H, D), keys and values (R, S, G, D), visible (R, S) → (R, H, D).

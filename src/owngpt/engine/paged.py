@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_right
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -59,20 +61,40 @@ class PagedContext:
     Buffers for positions, segments and block tables stay in place, so that a recorded call can be filled again.
     """
 
-    def __init__(self, config: GPTConfig, memory: PagedMemory, tokens: int, segments: int, table: int) -> None:
+    def __init__(
+        self,
+        config: GPTConfig,
+        memory: PagedMemory,
+        tokens: int,
+        segments: int,
+        table: int,
+        *,
+        wanted: int | None = None,
+        drop: bool = False,
+    ) -> None:
         """
         :param tokens: N of every call.
         :param segments: sequences of every call.
         :param table: blocks a sequence has at most.
+        :param wanted: W, tokens whose hidden states are read; None for all.
+        :param drop: the last layer computes no others beyond their keys and values. Without, see :meth:`gathered`.
         """
         self._config, self._memory, self._table = config, memory, table
         self._positions = torch.zeros(1, tokens, dtype=torch.int32)
         self._segments = torch.zeros(segments, 4, dtype=torch.int32)
         self._tables = torch.zeros(segments * table, dtype=torch.int32)
         self._views = numbers_of(self._segments), numbers_of(self._positions), numbers_of(self._tables)
+        self._dropping = config.layers - 1 if drop else None
+        """The layer that tokens are dropped in."""
+        self._wanted = torch.zeros(wanted or 0, dtype=torch.int32)
+        self._wanted_segments = torch.zeros(wanted or 0, 4, dtype=torch.int32)
+        self._wanted_views = numbers_of(self._wanted_segments), numbers_of(self._wanted)
 
-    def fill(self, segments: Sequence[Segment]) -> None:
-        """Say what the next run of the tape is about."""
+    def fill(self, segments: Sequence[Segment], wanted: Sequence[int] = ()) -> None:
+        """Say what the next run of the tape is about.
+
+        :param wanted: numbers of the tokens whose hidden states are read; their places that remain hold undefined values.
+        """
         row = 0
         records, positions, tables = self._views
         for index, (before, tokens, blocks) in enumerate(segments):
@@ -81,6 +103,19 @@ class PagedContext:
             positions[row : row + tokens] = array("i", range(before, before + tokens))
             tables[place : place + len(blocks)] = array("i", blocks)
             row += tokens
+        if len(self._wanted):
+            self._fill_wanted(segments, wanted)
+
+    def _fill_wanted(self, segments: Sequence[Segment], wanted: Sequence[int]) -> None:
+        """Each wanted token is a segment of its own where others are dropped; places that remain see the first token."""
+        records, rows = self._wanted_views
+        starts = [0, *accumulate(segment.tokens for segment in segments)]
+        for index in range(len(rows)):
+            row = wanted[index] if index < len(wanted) else 0
+            segment = bisect_right(starts, row) - 1
+            before = segments[segment].before + row - starts[segment] if index < len(wanted) else 0
+            rows[index] = row
+            records[4 * index : 4 * index + 4] = array("i", (index, 1, before, segment * self._table))
 
     def positions(self, time: int) -> Tensor:
         """(1, N) int32"""
@@ -90,19 +125,34 @@ class PagedContext:
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float, sinks: Tensor | None = None
     ) -> Tensor:
-        """Append key and value (1, N, G, D), then attend with query (1, N, H, D) → (1, N, H*D)."""
+        """Append key and value (1, N, G, D), then attend with query (1, N, H, D) → (1, N, H*D), or (1, W, H*D)."""
         active = tape.recording()
         assert active is not None
-        tokens, heads, size = query.shape[1:]
-        groups = key.shape[2]
-        keys, values = self._memory.keys[layer], self._memory.values[layer]
-        common = (self._segments, self._segments.shape[0], self._tables, keys, values, groups, size)
-        active.step("append", *common, key, key.stride(1), value, value.stride(1))
+        heads, size = query.shape[2:]
+        stored = self._tables, self._memory.keys[layer], self._memory.values[layer], key.shape[2], size
+        segments = self._segments
+        active.step("append", segments, len(segments), *stored, key, key.stride(1), value, value.stride(1))
+        if layer == self._dropping:
+            query, segments = self.going_on(layer, query.flatten(2)).unflatten(2, (heads, size)), self._wanted_segments
+        tokens = query.shape[1]
         out = active.empty(1, tokens, heads * size)
-        single = tokens == self._segments.shape[0]
+        single = tokens == len(segments)
         scratch = (4 if single else QUERIES) * (self._table + 1) * BLOCK * 6  # the rows keep a line's distance
         workspace = active.empty(active.threads * scratch, dtype=torch.uint8)
         active.step(
-            "attend", *common, query, query.stride(1), out, heads, window, float(scale), sinks, scratch, workspace,
+            "attend", segments, len(segments), *stored, query, query.stride(1), out, heads, window, float(scale), sinks, scratch,
+            workspace,
         )  # fmt: skip
+        return out
+
+    def going_on(self, layer: int, x: Tensor) -> Tensor:
+        """(1, N, C) → (1, W, C) in the layer that drops tokens"""
+        return self.gathered(x) if layer == self._dropping else x
+
+    def gathered(self, x: Tensor) -> Tensor:
+        """(1, N, C) → (1, W, C): the wanted tokens"""
+        active = tape.recording()
+        assert active is not None
+        out = active.empty(1, len(self._wanted), x.shape[-1])
+        active.step("gather", x, x.stride(1), x.shape[-1], self._wanted, len(self._wanted), out)
         return out

@@ -75,36 +75,28 @@ class _Call:
 
     def __init__(self, runner: PackedRunner, shape: Shape, *, guarded: bool) -> None:
         model = runner.model
-        self.context = PagedContext(model.config, runner.memory, shape.tokens, shape.segments, runner.table)
+        wanted = None if shape.rows == shape.tokens else max(shape.rows, 1)
+        drop = wanted is not None and not shape.spans  # an adapter's rows lie side by side among all rows, not among the wanted
+        self.context = PagedContext(
+            model.config, runner.memory, shape.tokens, shape.segments, runner.table, wanted=wanted, drop=drop
+        )
         self.token_ids = torch.zeros(1, shape.tokens, dtype=torch.int64)
-        self.rows = torch.zeros(shape.rows, dtype=torch.int32)
         self.all_rows = list(range(shape.rows))
-        self._views = numbers_of(self.token_ids), numbers_of(self.rows)
+        self._ids = numbers_of(self.token_ids)
         self.tape = Tape(runner.pool)
         self.logits = torch.empty(0)
         with runner.adapters.use(shape.spans), self.tape.record(guarded=guarded):
             hidden = model(self.token_ids, self.context)
+            if wanted is not None and not drop:
+                hidden = self.context.gathered(hidden)
             if shape.rows:
-                self._record_head(model, hidden, shape)
+                self.logits = (model.embedding.project(hidden) if model.output_head is None else model.output_head(hidden))[0]
 
     def fill(self, layout: Layout) -> list[int]:
         """Say what the next run is about. :returns: the rows of :attr:`logits` that are wanted."""
-        ids, rows = self._views
-        ids[:] = array("q", layout.token_ids)
-        self.context.fill(layout.segments)
-        if len(rows) == len(ids):
-            return layout.wanted
-        count = len(layout.wanted)
-        rows[:count] = array("i", layout.wanted)
-        return self.all_rows[:count]
-
-    def _record_head(self, model: GPT, hidden: Tensor, shape: Shape) -> None:
-        width = hidden.shape[-1]
-        if shape.rows != shape.tokens:
-            gathered = self.tape.empty(1, shape.rows, width)
-            self.tape.step("gather", hidden, width, self.rows, shape.rows, gathered)
-            hidden = gathered
-        self.logits = (model.embedding.project(hidden) if model.output_head is None else model.output_head(hidden))[0]
+        self._ids[:] = array("q", layout.token_ids)
+        self.context.fill(layout.segments, layout.wanted)
+        return layout.wanted if len(self.all_rows) == len(self._ids) else self.all_rows[: len(layout.wanted)]
 
 
 class PackedRunner:

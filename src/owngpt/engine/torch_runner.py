@@ -56,8 +56,9 @@ class TorchRunner:
         wanted = [end - back for part, end in zip(parts, ends, strict=True) for back in range(int(part.wants_logits), 0, -1)]
         spans = spans_of([part.adapter for part in parts], counts)
         with torch.inference_mode(), self.adapters.lock, self.adapters.use(spans):
-            hidden = self.model(token_ids, _Context(self, parts))[0]
-            logits: Tensor = self.model.head(hidden[torch.tensor(wanted, dtype=torch.int64, device=device)]).cpu()
+            rows = torch.tensor(wanted or [0], dtype=torch.int64, device=device)
+            hidden = self.model(token_ids, _Context(self, parts, None if spans else rows))[0]
+            logits: Tensor = self.model.head((hidden[rows] if spans else hidden)[: len(wanted)]).cpu()
         return logits
 
     def load_adapter(self, name: str, adapter: Adapter) -> None:
@@ -82,8 +83,9 @@ class TorchRunner:
 class _Context:
     """The attention context of one call: single tokens of all sequences attend side by side, pieces of prompts one by one."""
 
-    def __init__(self, runner: TorchRunner, parts: Sequence[Part]) -> None:
-        self._runner = runner
+    def __init__(self, runner: TorchRunner, parts: Sequence[Part], wanted: Tensor | None) -> None:
+        """:param wanted: tokens whose hidden states are read; None for all."""
+        self._runner, self._wanted, self._last = runner, wanted, runner.config.layers - 1
         device = runner.keys.device
         rows = [_slots(part) for part in parts]
         starts = [0, *torch.tensor([len(part.token_ids) for part in parts]).cumsum(0).tolist()]
@@ -128,7 +130,11 @@ class _Context:
             visible = (distance >= 0) & (distance < window) if window else distance >= 0
             mixed = _attend(query[:, start:end], keys[slots][None], values[slots][None], visible[None, None], scale, sinks)
             out[start:end] = mixed[0]
-        return out[None]
+        return self.going_on(layer, out[None])
+
+    def going_on(self, layer: int, x: Tensor) -> Tensor:
+        """(1, N, …) → (1, W, …): in the last layer, the tokens whose hidden states are read."""
+        return x if self._wanted is None or layer != self._last else x[:, self._wanted]
 
 
 def _slots(part: Part) -> Tensor:

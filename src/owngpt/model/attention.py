@@ -25,9 +25,16 @@ class AttentionContext(Protocol):
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, *, window: int, scale: float, sinks: Tensor | None = None
     ) -> Tensor:
-        """query (B, T, H, D), key and value (B, T, G, D) → (B, T, H*D) or (B, T, H, D).
+        """query (B, T, H, D), key and value (B, T, G, D) → (B, T, H*D) or (B, T, H, D) of the tokens that go on.
 
         ``sinks``: (H,) logits that join each softmax's denominator, or None.
+        """
+        ...
+
+    def going_on(self, layer: int, x: Tensor) -> Tensor:
+        """x (B, T, C) → those of its tokens that this layer computes after its attention, in their order.
+
+        All, but in the last layer: there a context may drop tokens of which only keys and values are of use.
         """
         ...
 
@@ -56,6 +63,10 @@ class CausalContext:
         return attention_with_sinks(
             query, key.transpose(1, 2), value.transpose(1, 2), sinks, visible=visible, scale=scale, dropout=self.dropout
         )
+
+    def going_on(self, layer: int, x: Tensor) -> Tensor:
+        """All tokens: each has a target."""
+        return x
 
 
 class PackedContext(CausalContext):
@@ -130,9 +141,9 @@ class Attention(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(config.heads)) if config.attention_sinks else None
 
     def forward(self, x: Tensor, rotation: Rotation, context: AttentionContext) -> Tensor:
-        """(B, T, C) → (B, T, C)"""
+        """(B, T, C) → (B, T, C), of the tokens that go on (:meth:`AttentionContext.going_on`)"""
         query_weight = self.query_norm.factor if self.query_norm is not None else None
         key_weight = self.key_norm.factor if self.key_norm is not None else None
         query, key, value = split_heads(self.query_key_value(x), self.layout, rotation, query_weight, key_weight, self.epsilon)
         mixed = context.attend(self.layer, query, key, value, window=self.window, scale=self.scale, sinks=self.sinks)
-        return self.output(mixed.reshape(*x.shape[:2], -1))  # type: ignore[no-any-return]
+        return self.output(mixed.reshape(*mixed.shape[:2], -1))  # type: ignore[no-any-return]

@@ -66,14 +66,15 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, update: Tensor | None, rotation: Rotation, context: AttentionContext, dropout: DropoutSource
     ) -> tuple[Tensor, Tensor | None]:
-        """x, update: (B, T, C); returns the next pair."""
+        """x, update: (B, T, C); returns the next pair, of the tokens that go on."""
         if self.post_norm:
             return self._post(x, rotation, context, dropout), None
         x, normed = self.attention_norm(x, update, dropout.next(self.training) if update is not None else None)
         if self.parallel:
             return self._parallel(x, normed, rotation, context, dropout), None
         assert self.mlp_norm is not None
-        x, normed = self.mlp_norm(x, self._attended(normed, rotation, context), dropout.next(self.training))
+        attended, x = self._attended(normed, rotation, context), context.going_on(self.attention.layer, x)
+        x, normed = self.mlp_norm(x, attended, dropout.next(self.training))
         update = self.mlp(normed)
         return x, update if self.mlp_output_norm is None else self.mlp_output_norm(update)[1]
 
@@ -85,10 +86,9 @@ class Block(nn.Module):
         self, x: Tensor, normed: Tensor, rotation: Rotation, context: AttentionContext, dropout: DropoutSource
     ) -> Tensor:
         """GPT-J and GPT-NeoX: neither sub-layer sees the other's output."""
-        for update in (
-            self.attention(normed, rotation, context),
-            self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x)[1]),
-        ):
+        attended = self.attention(normed, rotation, context)
+        x, normed = (context.going_on(self.attention.layer, each) for each in (x, normed))
+        for update in (attended, self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x)[1])):
             drop = dropout.next(self.training)
             x = add(x, drop(update) if drop else update)
         return x
@@ -96,7 +96,8 @@ class Block(nn.Module):
     def _post(self, x: Tensor, rotation: Rotation, context: AttentionContext, dropout: DropoutSource) -> Tensor:
         """GPT-1: the norm follows the sum."""
         assert self.mlp_norm is not None
-        _, x = self.attention_norm(x, self.attention(x, rotation, context), dropout.next(self.training))
+        attended, x = self.attention(x, rotation, context), context.going_on(self.attention.layer, x)
+        _, x = self.attention_norm(x, attended, dropout.next(self.training))
         _, x = self.mlp_norm(x, self.mlp(x), dropout.next(self.training))
         return x
 
@@ -161,7 +162,7 @@ class GPT(nn.Module):
         return self.embedding.weight if self.output_head is None else self.output_head.weight
 
     def forward(self, token_ids: Tensor, context: AttentionContext | None = None) -> Tensor:
-        """(B, T) int64 → hidden states (B, T, C) after the final norm.
+        """(B, T) int64 → hidden states (B, T, C) after the final norm, of all tokens or of those that the context keeps.
 
         Raises UsageError when a position lies beyond the context length.
         """
