@@ -93,7 +93,7 @@ def _tuned(values: dict[str, Any]) -> str:
     if values["tiles_from"] == 1:
         return f"matrix tiles, {threads}"
     if values["tiles_from"] == NEVER:
-        return f"products of eight bits for any number of rows, {threads}"
+        return f"vector products for any number of rows, {threads}"
     return f"vector products below {values['tiles_from']} rows, matrix tiles from there on, {threads}"
 
 

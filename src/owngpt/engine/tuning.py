@@ -25,7 +25,7 @@ from owngpt.engine.paged import PagedContext, PagedMemory, Segment
 from owngpt.engine.runner import PackedRunner
 from owngpt.kernels import build
 from owngpt.kernels.machine import usable_cores
-from owngpt.kernels.packed import FEW, FEW_PLAIN, NEVER, PackedWeight, amx, tiles_from_unmeasured
+from owngpt.kernels.packed import FEW, NEVER, PackedWeight, amx, tiles_from_unmeasured
 from owngpt.kernels.tape import BufferPool, Tape
 from owngpt.model.gpt import GPT
 
@@ -135,5 +135,5 @@ def _read(values: dict[str, Any], most: int) -> Tuning | None:
     tiles_from, threads = values.get("tiles_from"), values.get("threads")
     if not isinstance(tiles_from, int) or not isinstance(threads, int):
         return None
-    known = NEVER <= tiles_from <= max(FEW, FEW_PLAIN) + 1 and 1 <= threads <= most
+    known = NEVER <= tiles_from <= FEW + 1 and 1 <= threads <= most
     return Tuning(tiles_from, threads) if known else None

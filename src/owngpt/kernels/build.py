@@ -54,7 +54,7 @@ TRAINING = (
     ("attention", "permission"),
     ("activation", "frozen", "loss", "low_rank", "norm", "orthogonal", "product", "rotary", "update"),
 )
-INFERENCE = (("packed", "small"), ("paged", "permission", "quantize", "rows", "sample", "steps"))
+INFERENCE = (("plain", "small", "tiled"), ("packed", "paged", "permission", "quantize", "rows", "sample", "steps"))
 LIBRARIES = {"training": Library(TRAINING, ("-O3",)), "inference": Library(INFERENCE, ("-O1", "-ftree-vectorize"))}
 """Apart, and inference compiled with less effort (its loops are written out), so that who only wants an answer waits less. Two
 parts of each take about as long as each other, for two cores."""

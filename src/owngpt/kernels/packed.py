@@ -19,9 +19,7 @@ TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6"
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 FEW = 8
-"""Most rows of quantized weights that do not go through tiles where the matrix unit is AMX."""
-FEW_PLAIN = 12
-"""Most rows that vector products of bfloat16 take: FEW_ROWS in source/packed.c."""
+"""Most rows of quantized weights that do not go through tiles where there is a matrix unit."""
 NEVER = 0
 """In place of a number of rows."""
 ALONE = 4
@@ -44,11 +42,9 @@ def tiles_from_unmeasured(quantized: bool = False) -> int:
     """See :attr:`PackedWeight.tiles_from`.
 
     AMX reads bfloat16 faster than vectors do even for one row; from where on quantized weights are worth being made that is to be
-    measured. A matrix unit of vectors would do the work of 16 rows, and it is half as fast as products of eight bits are.
+    measured. Without it there are only vector products.
     """
-    if amx():
-        return 3 if quantized else 1
-    return NEVER if quantized else FEW_PLAIN + 1
+    return NEVER if not amx() else 3 if quantized else 1
 
 
 def amx() -> bool:
@@ -66,7 +62,7 @@ class PackedWeight:
     tiles: Tensor
     """uint8, one dimension."""
     tiles_from: int = field(init=False)
-    """Rows from which on matrix tiles beat vector products, or :data:`NEVER`."""
+    """Rows from which on they go through tiles of AMX, or :data:`NEVER`. Of bfloat16 it is all rows or none."""
 
     def __post_init__(self) -> None:
         self.tiles_from = tiles_from_unmeasured(self.quantized)
@@ -82,13 +78,8 @@ class PackedWeight:
         return self.kind not in ("bf16", "compact")
 
     def on_tiles(self, rows: int) -> bool:
-        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products.
-
-        Those of bfloat16 take :data:`FEW_PLAIN` rows at most, whatever :attr:`tiles_from` is.
-        """
-        if self.quantized:
-            return self.tiles_from != NEVER and rows >= self.tiles_from
-        return rows > FEW_PLAIN or NEVER < self.tiles_from <= rows
+        """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
+        return self.tiles_from != NEVER and rows >= self.tiles_from
 
     @property
     def depth(self) -> int:
@@ -99,9 +90,9 @@ class PackedWeight:
         """(outputs, inputs) float32: what the products use, but for float32's rounding."""
         outputs = -(-self.outputs // ROWS)
         if self.kind == "bf16":
-            values = self.tiles.view(torch.bfloat16).view(outputs, self.depth, ROWS, COLUMNS).float()
+            values = _in_order(self.tiles.view(torch.bfloat16).view(outputs, self.depth, ROWS, COLUMNS).float())
         elif self.kind == "compact":
-            values = _compact_values(self.tiles, outputs, self.depth)
+            values = _in_order(_compact_values(self.tiles, outputs, self.depth))
         else:
             values = self._levels(outputs)
         matrix = values.permute(0, 2, 1, 3).reshape(outputs * ROWS, self.depth * COLUMNS)[: self.outputs, : self.inputs]
@@ -202,6 +193,11 @@ def widened(weight: PackedWeight, memory: HugePages | None = None) -> PackedWeig
     return PackedWeight("bf16", weight.outputs, weight.inputs, tiles)
 
 
+def _in_order(tiles: Tensor) -> Tensor:
+    """(outputs, depth, 16, 32) as tiles of bfloat16 lie → an output's inputs side by side."""
+    return tiles if amx() else tiles.view(*tiles.shape[:2], COLUMNS // 2, ROWS, 2).transpose(2, 3).reshape(tiles.shape)
+
+
 def _compact_values(tiles: Tensor, outputs: int, depth: int) -> Tensor:
     """Bytes of compact tiles, 16 outputs each → (outputs, depth, 16, 32) float32."""
     upper_at = outputs * depth * TILE_BYTES["compact"]
@@ -260,7 +256,7 @@ def linear(x: Tensor, weight: PackedWeight, bias: Tensor | None, dtype: torch.dt
 def joins(gate_up: PackedWeight, down: PackedWeight, rows: int) -> bool:
     """Whether :func:`gated_mlp` takes so many rows."""
     on_tiles = gate_up.on_tiles(rows)
-    same = down.on_tiles(rows) == on_tiles and (on_tiles or (gate_up.quantized and down.quantized))
+    same = down.on_tiles(rows) == on_tiles and (on_tiles or gate_up.quantized == down.quantized)
     return same and down.inputs % COLUMNS == 0
 
 
@@ -283,9 +279,13 @@ def gated_mlp(
     weight = (gate_up.tiles, KINDS[gate_up.kind], gate_up.outputs, gate_up.inputs, gate_up_bias)
     if gate_up.on_tiles(rows):
         between = active.empty(-(-rows // ROWS) * down.depth * ROWS * COLUMNS)
-        packed_x = _packed_rows(x, rows, gate_up.inputs)
-        active.step("gated_linear", *weight, packed_x, rows, between, int(tanh_form), _scratch(rows, gate_up))
+        packed_x, scratch = _packed_rows(x, rows, gate_up.inputs), _scratch(rows, gate_up)
+        active.step("gated_linear", *weight, x, gate_up.inputs, packed_x, rows, between, int(tanh_form), scratch)
         return _product("linear", x, between, down, down_bias, x.shape[:-1], torch.bfloat16)
+    if not gate_up.quantized:
+        between, scratch = active.empty(*x.shape[:-1], down.inputs), _scratch(rows, gate_up)
+        active.step("gated_linear", *weight, x, gate_up.inputs, None, rows, between, int(tanh_form), scratch)
+        return _product("linear", between, None, down, down_bias, x.shape[:-1], torch.bfloat16)
     between = _small_room(rows, down)
     small = _small_rows(x, gate_up)
     scratch = _small_scratch(rows, gate_up, small)
@@ -323,7 +323,8 @@ def _product(
 def _scratch(rows: int, weight: PackedWeight) -> Tensor:
     """For each thread: room for two blocks of outputs as bfloat16, or for a few rows, and float sums of all rows."""
     active = _active()
-    return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + -(-rows // ROWS) * 1024))
+    filled_up = rows * weight.depth * COLUMNS if weight.inputs % COLUMNS else 0
+    return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + max(-(-rows // ROWS) * 1024, filled_up)))
 
 
 def _small_rows(x: Tensor, weight: PackedWeight) -> Tensor | None:

@@ -23,10 +23,11 @@ static void read_columns(const void *weight, int wide, int64_t outputs, int64_t 
     }
 }
 
-/* The tile as bf16, an output each 32 values; what lies outside of the matrix is 0, and so is what the products take for it. */
+/* The tile as bf16; what lies outside of the matrix is 0, and so are numbers that the products take for it. */
 static void read_rows(const void *weight, int wide, int64_t outputs, int64_t inputs, int64_t row, int64_t column, bf16 *tile) {
     const __m512i exponent = _mm512_set1_epi16(0x7f80), sign = _mm512_set1_epi16((short)0x8000);
     __mmask32 inside = inputs - column >= 32 ? 0xffffffffu : (1u << (inputs - column)) - 1;
+    __m512i r[16];
     for (int i = 0; i < 16; i++) {
         __mmask32 here = row + i < outputs ? inside : 0;
         int64_t from = here ? (row + i) * inputs + column : 0;
@@ -36,8 +37,10 @@ static void read_rows(const void *weight, int wide, int64_t outputs, int64_t inp
             values = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps((__mmask16)(here >> 16), at + 16), _mm512_maskz_loadu_ps((__mmask16)here, at));
         } else values = _mm512_maskz_loadu_epi16(here, (const bf16 *)weight + from);
         __mmask32 normal = _mm512_test_epi16_mask(values, exponent);
-        _mm512_storeu_si512(tile + 32 * i, _mm512_mask_mov_epi16(_mm512_and_si512(values, sign), normal, values));
+        r[i] = _mm512_mask_mov_epi16(_mm512_and_si512(values, sign), normal, values);
     }
+    if (MADE_OF_VECTORS) transpose16(r);
+    for (int i = 0; i < 16; i++) _mm512_storeu_si512(tile + 32 * i, r[i]);
 }
 
 static inline __m512 as_half(__m512 x) { return _mm512_cvtph_ps(_mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)); }
@@ -298,7 +301,7 @@ static void choose_upper(const bf16 *block, int64_t count, uint8_t bytes[8]) {
     if (seven < eight) bytes[0] = 0;
 }
 
-/* 32 weights of an output: nibbles and lower bytes, a word each, and which of the weights have no nibble. */
+/* A line of 32 weights: nibbles and lower bytes, a word each, and which of the weights have no nibble. */
 static __mmask32 split_row(__m512i weights, const uint8_t bytes[8], __m512i *nibbles, __m512i *lower) {
     int base = bytes[1] - 1, least = bytes[0] == base ? 0 : 1;
     __m512i upper = _mm512_and_si512(_mm512_srli_epi16(weights, 8), _mm512_set1_epi16(0x7f)), index = _mm512_sub_epi16(upper, _mm512_set1_epi16((short)base));
@@ -310,7 +313,7 @@ static __mmask32 split_row(__m512i weights, const uint8_t bytes[8], __m512i *nib
     return without;
 }
 
-/* 16 outputs x 32 inputs of bf16 as a compact tile; exceptions[i] are those of output i. */
+/* 16 outputs x 32 inputs of bf16 as a compact tile; exceptions[i] are those of line i. */
 static void pack_compact_tile(const bf16 *values, const uint8_t bytes[8], uint8_t *tile, __mmask32 exceptions[16]) {
     for (int pair = 0; pair < 8; pair++) {
         __m512i nibbles[2], lower[2];
@@ -323,15 +326,22 @@ static void pack_compact_tile(const bf16 *values, const uint8_t bytes[8], uint8_
     }
 }
 
+/* Which values of line i of a tile lie in the matrix, of which so many outputs and inputs are here. */
+static inline __mmask32 in_matrix(int i, int64_t outputs, int64_t inputs) {
+    if (!MADE_OF_VECTORS) return i >= outputs ? 0 : inputs >= 32 ? 0xffffffffu : (1u << inputs) - 1;
+    __mmask32 here = outputs >= 16 ? 0xffffffffu : (1u << 2 * outputs) - 1;
+    return 2 * i + 1 < inputs ? here : 2 * i < inputs ? here & 0x55555555u : 0;
+}
+
 /* A block of bf16 tiles as compact ones, present outputs x inputs of it in the matrix. `found` has room for all. */
 static int64_t pack_compact_block(const bf16 *values, int64_t present, int64_t inputs, const uint8_t bytes[8], uint8_t *tiles, Exception *found) {
     int64_t count = 0;
     for (int64_t k = 0; k < (inputs + 31) / 32; k++) {
-        __mmask32 masks[16], inside = inputs - 32 * k >= 32 ? 0xffffffffu : (1u << (inputs - 32 * k)) - 1;
+        __mmask32 masks[16];
         pack_compact_tile(values + k * TILE, bytes, tiles + k * tile_bytes(WEIGHT_COMPACT), masks);
-        for (int output = 0; output < 16 && output < present; output++)
-            for (__mmask32 left = masks[output] & inside; left; left &= left - 1) {
-                uint32_t at = (uint32_t)(k * TILE + 32 * output + __builtin_ctz(left));
+        for (int i = 0; i < 16; i++)
+            for (__mmask32 left = masks[i] & in_matrix(i, present, inputs - 32 * k); left; left &= left - 1) {
+                uint32_t at = (uint32_t)(k * TILE + 32 * i + __builtin_ctz(left));
                 found[count++] = (Exception){.at = at, .value = values[at]};
             }
     }

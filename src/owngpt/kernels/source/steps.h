@@ -88,9 +88,11 @@ static inline double slot_number(int64_t slot) { union { int64_t bits; double nu
 
 /* packed.c */
 void owngpt_step_pack_rows(const int64_t *slots, Worker *worker);
+void owngpt_step_embed(const int64_t *slots, Worker *worker);
+
+/* tiled.c, or plain.c */
 void owngpt_step_linear(const int64_t *slots, Worker *worker);
 void owngpt_step_gated_linear(const int64_t *slots, Worker *worker);
-void owngpt_step_embed(const int64_t *slots, Worker *worker);
 
 /* small.c */
 void owngpt_step_small_rows(const int64_t *slots, Worker *worker);

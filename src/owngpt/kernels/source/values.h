@@ -1,5 +1,5 @@
 /* What the tiles of a weight hold, and their values as bf16. A tile is 16 outputs x 32 inputs. Kinds:
- * bf16 as is (1,024 bytes);
+ * bf16 as is (1,024 bytes): 16 lines of 32, an output each where AMX takes them, else two inputs of all outputs each;
  * (a factor is what others call a scale, a zero a zero point; a scale is that of a whole output here)
  * int8 with a half-precision factor for each group of 32 inputs of an output (544 bytes: numbers, which are 128 more than what they
  * stand for, and 16 factors);
@@ -13,7 +13,7 @@
  * put in order, nor its sums added up;
  * compact, which is bf16 without loss (768 bytes). The weights of a block differ little in magnitude, so that the upper byte of
  * nearly all (sign and all but the last bit of the exponent) is one of 16: a nibble names it, the lower byte stays. For each pair
- * of outputs 64 lower bytes, in quarters of 8 of the even output and 8 of the odd one; behind those of the tile 32 bytes of
+ * of bf16's lines 64 lower bytes, in quarters of 8 of the even line and 8 of the odd one; behind those of the tile 32 bytes of
  * nibbles a pair, first half low, second half high. All tiles are followed by an Upper for each block, and these by the weights
  * that have no nibble. DFloat11 (Zhang et al. 2025, arXiv:2504.11651) takes the same redundancy out with a Huffman code, in fewer
  * bits, but each must be read before the next is found. */
@@ -23,6 +23,9 @@
 #ifdef MATRIX_UNIT
 
 enum { TILE = 512 };
+
+/* Where two neighbouring inputs of an output lie in a tile of bf16. */
+static inline int64_t pair_at(int64_t output, int64_t pair) { return MADE_OF_VECTORS ? 32 * pair + 2 * output : 32 * output + 2 * pair; }
 
 /* Of the 16 groups of a tile: value = factor * (number - zero), in q4_1 factor * number + offset; number and zero as whole numbers, in
  * parts of a level where kinds have those. */
@@ -80,6 +83,22 @@ static inline __attribute__((always_inline)) void numbers_of(const uint8_t *tile
     }
 }
 
+#ifndef __AMX_BF16__
+/* A quantized tile as bf16. */
+static inline __attribute__((always_inline)) void widen_tile(const uint8_t *tile, int64_t kind, __m512 scales, bf16 *out) {
+    const __m512i byte = _mm512_set1_epi32(255);
+    __m512i numbers[8];
+    Levels levels = levels_of(tile, kind, scales);
+    __m512 offsets = kind == WEIGHT_Q4_1 ? levels.offsets : _mm512_fnmadd_ps(levels.factors, _mm512_cvtepi32_ps(levels.zeros), _mm512_setzero_ps());
+    numbers_of(tile, kind, numbers);
+    UNROLL
+    for (int pair = 0; pair < 16; pair++) {
+        __m512i both = pair % 2 ? _mm512_srli_epi32(numbers[pair / 2], 16) : numbers[pair / 2];
+        __m512 low = _mm512_cvtepi32_ps(_mm512_and_si512(both, byte)), high = _mm512_cvtepi32_ps(_mm512_and_si512(_mm512_srli_epi32(both, 8), byte));
+        _mm512_storeu_si512(out + 32 * pair, pair_up(_mm512_fmadd_ps(low, levels.factors, offsets), _mm512_fmadd_ps(high, levels.factors, offsets)));
+    }
+}
+#else
 /* 4 x 4 times 4 bytes: the first input's register has then all 16 bytes of outputs 0, 4, 8 and 12, the second's of 1, 5, 9 and 13. */
 static inline void turn_four(__m512i r[4]) {
     __m512i a = _mm512_unpacklo_epi32(r[0], r[1]), b = _mm512_unpacklo_epi32(r[2], r[3]);
@@ -111,6 +130,8 @@ static inline __attribute__((always_inline)) void widen_tile(const uint8_t *tile
     }
 }
 
+#endif
+
 /* Of a block of compact tiles. */
 typedef struct {
     uint8_t bytes[8]; /* that the lower three bits of a nibble stand for; the fourth is the sign */
@@ -119,7 +140,7 @@ typedef struct {
 
 /* A weight without a nibble, in the order of `at`. Its tile has bytes[0] over a 0 in its place. */
 typedef struct {
-    uint32_t at; /* in the block: tile * 512 + output * 32 + input */
+    uint32_t at; /* in the block: tile * 512 + line * 32 + place */
     bf16 value, unused;
 } Exception;
 
@@ -139,7 +160,7 @@ static inline __m512i upper_table(const Upper *upper) {
     return _mm512_or_si512(_mm512_set1_epi64(bytes), signs);
 }
 
-/* Two outputs of a compact tile as bf16. */
+/* Two lines of a compact tile as bf16. */
 static inline __attribute__((always_inline)) void compact_pair(const uint8_t *tile, int pair, __m512i table, __m512i *even, __m512i *odd) {
     const __m512i shift = _mm512_setr_epi64(0, 0, 0, 0, 4, 4, 4, 4);
     __m512i nibbles = _mm512_srlv_epi64(_mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(tile + 512 + 32 * pair))), shift);
