@@ -134,7 +134,11 @@ class Race:
         return self._turns(
             "a long prompt arrives", "arrival",
             lambda turn: {"prompts": streams[turn], "new": sizes.stream_new, "arriving": long[turn]},
-            lambda figures: {**figures, "p99_to_median": figures["p99"] / figures["median"]},
+            lambda figures: {
+                **figures,
+                "p99_to_median": figures["p99"] / figures["median"],
+                "p99_to_median_during": figures["p99"] / figures["median_during"],
+            },
         )  # fmt: skip
 
     def _idle(self) -> dict[str, Any]:

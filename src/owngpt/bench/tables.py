@@ -36,7 +36,8 @@ def tables(result: Mapping[str, Any]) -> Iterator[Table]:
     if "arrival" in parts:
         columns = {
             "median gap before, s": ("median", ".4f"), "p99 gap while it is read, s": ("p99", ".4f"),
-            "p99 / median": ("p99_to_median", ".2f"), "its first token, s": ("first_token", ".2f"),
+            "p99 / median": ("p99_to_median", ".2f"), "p99 / median meanwhile": ("p99_to_median_during", ".2f"),
+            "its first token, s": ("first_token", ".2f"),
         }  # fmt: skip
         title = f"A prompt of {sizes['arriving']} tokens arrives among {sizes['streams']} texts being written"
         yield _table(title, sides, parts["arrival"], columns)
