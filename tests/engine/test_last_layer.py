@@ -14,6 +14,7 @@ from owngpt.engine.packing import pack_model, recordable
 from owngpt.engine.runner import PackedRunner, Runner
 from owngpt.engine.torch_runner import TorchRunner
 from owngpt.formats.peft import LowRankUpdate
+from owngpt.kernels.packed import amx
 from owngpt.model.config import GPTConfig
 from owngpt.model.gpt import GPT
 
@@ -27,6 +28,7 @@ SHAPES: dict[str, dict[str, object]] = {
     "sandwich": {"norm_placement": "sandwich"},
     "parallel": {"parallel_residual": True},
     "parallel with one norm": {"parallel_residual": True, "shared_norm": True, "norm": "layernorm"},
+    "sinks": {"attention_sinks": True},
     "not turned": {"positions": "learned", "activation": "gelu"},
 }
 RUNNERS: dict[str, Callable[[GPT], Runner]] = {
@@ -40,7 +42,11 @@ def model_of(changes: dict[str, object]) -> GPT:
         "vocab_size": VOCABULARY, "context_length": 128, "hidden_size": 64, "layers": 2, "heads": 4, "key_value_heads": 2,
         "head_size": 32, "intermediate_size": 96, "initializer_range": 0.2,
     }  # fmt: skip
-    return GPT(GPTConfig(**{**plain, **changes}), generator=torch.Generator().manual_seed(1)).eval()  # type: ignore[arg-type]
+    model = GPT(GPTConfig(**{**plain, **changes}), generator=torch.Generator().manual_seed(1)).eval()  # type: ignore[arg-type]
+    if model.config.attention_sinks:
+        for block in model.blocks:
+            block.attention.sinks.data = torch.linspace(-1, 1, 4)
+    return model
 
 
 def runner_of(name: str, changes: dict[str, object]) -> Runner:
@@ -92,6 +98,33 @@ def test_what_is_read_is_the_same_as_if_all_were(name: str, changes: dict[str, o
     last = torch.tensor([len(part.token_ids) for part in longer]).cumsum(0) - 1
     again = [runner.run([Part([5], len(part.token_ids) - 1, part.blocks)])[0].clone() for part in longer]
     torch.testing.assert_close(torch.stack(again), whole[last], rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("changes", SHAPES.values(), ids=SHAPES.keys())
+@pytest.mark.parametrize("name", RUNNERS)
+def test_pieces_and_other_wishes_find_nothing_of_earlier_calls(name: str, changes: dict[str, object]) -> None:
+    """One recorded shape after another, each again with fewer and other tokens wanted, after tokens that are there already."""
+    ids = texts(40, 60, 25)
+    whole = runner_of(name, changes).run(parts_of(ids, [len(row) for row in ids])).clone()
+    ends = torch.tensor([len(row) for row in ids]).cumsum(0)
+    runner = runner_of(name, changes)
+    for wanted in ([3, 2, 1], [1, 1, 0], [0, 1, 2], [0, 0, 1]):
+        runner.run(parts_of([row[:9] for row in ids], [1, 1, 1]))
+        found = runner.run(parts_of(ids, wanted, before=9)).clone()
+        expected = torch.cat([whole[end - count : end] for end, count in zip(ends, wanted, strict=True)])
+        tolerance = 1e-4 if name == "torch" else 0.1 * float(whole.std())
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", [name for name in RUNNERS if name != "torch"])
+def test_a_text_is_the_same_bits_whatever_is_wanted_of_it_and_of_others(name: str) -> None:
+    if name != "bf16" and amx():
+        pytest.skip("with AMX the number of rows decides how quantized weights are multiplied")
+    runner, ids = runner_of(name, {}), texts(49, 63)
+    alone = runner.run(parts_of(ids[:1], [49])).clone()
+    for own, other in ((49, 63), (49, 62), (49, 1), (49, 0), (48, 63), (48, 1), (1, 1)):
+        found = runner.run(parts_of(ids, [own, other]))
+        assert torch.equal(found[:own], alone[49 - own :])
 
 
 @pytest.mark.parametrize("name", RUNNERS)

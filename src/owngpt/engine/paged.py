@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -87,13 +85,12 @@ class PagedContext:
         self._dropping = config.layers - 1 if drop else None
         """The layer that tokens are dropped in."""
         self._wanted = torch.zeros(wanted or 0, dtype=torch.int32)
-        self._wanted_segments = torch.zeros(wanted or 0, 4, dtype=torch.int32)
-        self._wanted_views = numbers_of(self._wanted_segments), numbers_of(self._wanted)
+        self._wanted_view = numbers_of(self._wanted)
 
     def fill(self, segments: Sequence[Segment], wanted: Sequence[int] = ()) -> None:
         """Say what the next run of the tape is about.
 
-        :param wanted: numbers of the tokens whose hidden states are read; their places that remain hold undefined values.
+        :param wanted: numbers of the tokens whose hidden states are read; in places that remain are those of an earlier call.
         """
         row = 0
         records, positions, tables = self._views
@@ -104,18 +101,8 @@ class PagedContext:
             tables[place : place + len(blocks)] = array("i", blocks)
             row += tokens
         if len(self._wanted):
-            self._fill_wanted(segments, wanted)
-
-    def _fill_wanted(self, segments: Sequence[Segment], wanted: Sequence[int]) -> None:
-        """Each wanted token is a segment of its own where others are dropped; places that remain see the first token."""
-        records, rows = self._wanted_views
-        starts = [0, *accumulate(segment.tokens for segment in segments)]
-        for index in range(len(rows)):
-            row = wanted[index] if index < len(wanted) else 0
-            segment = bisect_right(starts, row) - 1
-            before = segments[segment].before + row - starts[segment] if index < len(wanted) else 0
-            rows[index] = row
-            records[4 * index : 4 * index + 4] = array("i", (index, 1, before, segment * self._table))
+            assert len(wanted) <= len(self._wanted)
+            self._wanted_view[: len(wanted)] = array("i", wanted)
 
     def positions(self, time: int) -> Tensor:
         """(1, N) int32"""
@@ -128,22 +115,19 @@ class PagedContext:
         """Append key and value (1, N, G, D), then attend with query (1, N, H, D) → (1, N, H*D), or (1, W, H*D)."""
         active = tape.recording()
         assert active is not None
-        heads, size = query.shape[2:]
-        stored = self._tables, self._memory.keys[layer], self._memory.values[layer], key.shape[2], size
-        segments = self._segments
-        active.step("append", segments, len(segments), *stored, key, key.stride(1), value, value.stride(1))
-        if layer == self._dropping:
-            query, segments = self.going_on(layer, query.flatten(2)).unflatten(2, (heads, size)), self._wanted_segments
-        tokens = query.shape[1]
+        tokens, heads, size = query.shape[1:]
+        groups = key.shape[2]
+        keys, values = self._memory.keys[layer], self._memory.values[layer]
+        common = (self._segments, self._segments.shape[0], self._tables, keys, values, groups, size)
+        active.step("append", *common, key, key.stride(1), value, value.stride(1))
         out = active.empty(1, tokens, heads * size)
-        single = tokens == len(segments)
+        single = tokens == self._segments.shape[0]
         scratch = (4 if single else QUERIES) * (self._table + 1) * BLOCK * 6  # the rows keep a line's distance
         workspace = active.empty(active.threads * scratch, dtype=torch.uint8)
         active.step(
-            "attend", segments, len(segments), *stored, query, query.stride(1), out, heads, window, float(scale), sinks, scratch,
-            workspace,
+            "attend", *common, query, query.stride(1), out, heads, window, float(scale), sinks, scratch, workspace,
         )  # fmt: skip
-        return out
+        return self.going_on(layer, out)  # not before: a token's sums are the same whichever others are wanted
 
     def going_on(self, layer: int, x: Tensor) -> Tensor:
         """(1, N, C) → (1, W, C) in the layer that drops tokens"""
@@ -154,5 +138,5 @@ class PagedContext:
         active = tape.recording()
         assert active is not None
         out = active.empty(1, len(self._wanted), x.shape[-1])
-        active.step("gather", x, x.stride(1), x.shape[-1], self._wanted, len(self._wanted), out)
+        active.step("gather", x, x.shape[-1], self._wanted, len(self._wanted), out)
         return out

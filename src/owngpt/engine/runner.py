@@ -87,9 +87,8 @@ class _Call:
         self.logits = torch.empty(0)
         with runner.adapters.use(shape.spans), self.tape.record(guarded=guarded):
             hidden = model(self.token_ids, self.context)
-            if wanted is not None and not drop:
-                hidden = self.context.gathered(hidden)
             if shape.rows:
+                hidden = hidden if wanted is None or drop else self.context.gathered(hidden)
                 self.logits = (model.embedding.project(hidden) if model.output_head is None else model.output_head(hidden))[0]
 
     def fill(self, layout: Layout) -> list[int]:

@@ -135,5 +135,5 @@ def _read(values: dict[str, Any], most: int) -> Tuning | None:
     tiles_from, threads = values.get("tiles_from"), values.get("threads")
     if not isinstance(tiles_from, int) or not isinstance(threads, int):
         return None
-    known = NEVER <= tiles_from <= FEW + 1 and 1 <= threads <= most
+    known = NEVER <= tiles_from <= (FEW + 1 if amx() else NEVER) and 1 <= threads <= most
     return Tuning(tiles_from, threads) if known else None

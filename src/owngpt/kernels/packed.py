@@ -19,7 +19,7 @@ TILE_BYTES: dict[Kind, int] = {"bf16": 1024, "compact": 768, "int8": 544, "int6"
 ROWS, COLUMNS = 16, 32
 """Of a tile: outputs and inputs."""
 FEW = 8
-"""Most rows of quantized weights that do not go through tiles where there is a matrix unit."""
+"""Most rows of quantized weights that do not go through tiles where there is AMX."""
 NEVER = 0
 """In place of a number of rows."""
 ALONE = 4
@@ -79,7 +79,7 @@ class PackedWeight:
 
     def on_tiles(self, rows: int) -> bool:
         """Whether so many rows go through matrix tiles, 16 at a time, rather than each through vector products."""
-        return self.tiles_from != NEVER and rows >= self.tiles_from
+        return NEVER < self.tiles_from <= rows and amx()
 
     @property
     def depth(self) -> int:
@@ -270,7 +270,7 @@ def gated_mlp(
     tanh_form: bool,
 ) -> Tensor:
     """down(silu(gate x) * up x), or with GELU, (..., C) → (..., C), for F a multiple of 32, and rows that take the same way
-    through both weights: tiles, or products of eight bits. Only while a tape is active.
+    through both weights: tiles, rows of bfloat16 as they are, or products of eight bits. Only while a tape is active.
 
     What lies between the products never leaves the form that they take.
     """
@@ -321,7 +321,8 @@ def _product(
 
 
 def _scratch(rows: int, weight: PackedWeight) -> Tensor:
-    """For each thread: room for two blocks of outputs as bfloat16, or for a few rows, and float sums of all rows."""
+    """For each thread: room for two blocks of outputs as bfloat16, and for float sums of all rows (AMX) or rows filled up to whole
+    groups (without)."""
     active = _active()
     filled_up = rows * weight.depth * COLUMNS if weight.inputs % COLUMNS else 0
     return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + max(-(-rows // ROWS) * 1024, filled_up)))

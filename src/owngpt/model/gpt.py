@@ -86,9 +86,9 @@ class Block(nn.Module):
         self, x: Tensor, normed: Tensor, rotation: Rotation, context: AttentionContext, dropout: DropoutSource
     ) -> Tensor:
         """GPT-J and GPT-NeoX: neither sub-layer sees the other's output."""
-        attended = self.attention(normed, rotation, context)
-        x, normed = (context.going_on(self.attention.layer, each) for each in (x, normed))
-        for update in (attended, self.mlp(normed if self.mlp_norm is None else self.mlp_norm(x)[1])):
+        attended, x = self.attention(normed, rotation, context), context.going_on(self.attention.layer, x)
+        own = context.going_on(self.attention.layer, normed) if self.mlp_norm is None else self.mlp_norm(x)[1]
+        for update in (attended, self.mlp(own)):
             drop = dropout.next(self.training)
             x = add(x, drop(update) if drop else update)
         return x

@@ -1,4 +1,4 @@
-/* Linear layers over bfloat16 weights where there is no matrix unit.
+/* Linear layers over bfloat16 weights where there is no AMX.
  *
  * A register holds 16 outputs side by side, two inputs of each (values.h), and meets the same two inputs of one row after another: their
  * sums stay in registers, nothing is put in order before or after, and weights are read from memory once, strictly forward. A row's sum is
@@ -143,7 +143,7 @@ static const bf16 *plain_tiles(Block *block, int64_t depth, bf16 *room) {
 
 /* Two blocks times all rows. */
 static void blocks_of(const Linear *l, const Whole *x, const Sink *sink, bf16 *room) {
-    __m512 sums[2][ROWS];
+    __m512 sums[2][ROWS] = {0};
     Block first = block_of(l->weight, l->kind, l->outputs, l->depth, sink->first), second = first;
     if (sink->second >= 0) second = block_of(l->weight, l->kind, l->outputs, l->depth, sink->second);
     if (l->rows <= ROWS) {

@@ -153,13 +153,13 @@ void owngpt_step_add(const int64_t *slots, Worker *worker) {
     for (int64_t i = first; i < last; i++) out[i] = to_bf16(to_float(x[i]) + to_float(y[i]));
 }
 
-/* slots: x, its stride, its row's width, indices (int32), count, out. */
+/* slots: x, its row's width, indices (int32), count, out. */
 void owngpt_step_gather(const int64_t *slots, Worker *worker) {
     int me = worker->me, threads = worker->threads;
-    const int32_t *index = POINTER(const int32_t, 3);
-    int64_t width = slots[2], first, last;
-    row_share(slots[4], me, threads, &first, &last);
+    const int32_t *index = POINTER(const int32_t, 2);
+    int64_t width = slots[1], first, last;
+    row_share(slots[3], me, threads, &first, &last);
     for (int64_t i = first; i < last; i++)
-        memcpy(POINTER(bf16, 5) + i * width, POINTER(const bf16, 0) + index[i] * slots[1], sizeof(bf16) * (size_t)width);
+        memcpy(POINTER(bf16, 4) + i * width, POINTER(const bf16, 0) + index[i] * width, sizeof(bf16) * (size_t)width);
 }
 #endif

@@ -1,4 +1,4 @@
-/* Linear layers over packed weights on a matrix unit: y = x W^T + b. Without one: plain.c and small.c.
+/* Linear layers over packed weights with AMX: y = x W^T + b. Without it: plain.c and small.c.
  *
  * A weight (outputs x inputs) lies as tiles of 16 outputs x 32 inputs, all tiles of 16 outputs (a block) side by side: one row
  * reads memory strictly forward, and a tile is just what an AMX register takes. The product is computed transposed (outputs down,
@@ -52,7 +52,7 @@ typedef struct {
     Unit unit;
 } Pair;
 
-/* A thread's own room: whole blocks as bf16 (a few rows use it, for a pair the strips are enough), then 512 sums for each 16 tokens. */
+/* A thread's own room: strips of two blocks as bf16, with room for whole ones, then 512 sums for each 16 tokens. */
 static Pair pair_of(const Linear *l, int64_t first, int64_t second, int64_t ahead, bf16 *room) {
     int64_t strip = l->depth < STRIP ? l->depth : STRIP;
     Pair pair = {.ahead = ahead, .strips = {room, room + strip * TILE}, .sums = (float *)(room + 2 * l->depth * TILE)};
@@ -173,7 +173,7 @@ static void many_rows(const Linear *l, Pair *pair, Sink sink) {
  * pair_of says. */
 void owngpt_step_linear(const int64_t *slots, Worker *worker) {
     Linear l = {.weight = POINTER(const uint8_t, 0), .bias = POINTER(const float, 4), .kind = slots[1], .outputs = slots[2], .inputs = slots[3],
-                .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10], .x_stride = slots[6], .x = POINTER(const bf16, 5),
+                .rows = slots[8], .depth = (slots[3] + 31) / 32, .out_stride = slots[10],
                 .tiles = POINTER(const bf16, 7), .out = POINTER(void, 9), .wide = (int)slots[11]};
     int64_t blocks = (l.outputs + 15) / 16, first, last;
     bf16 *room = own_room(&l, POINTER(bf16, 12), worker->me);
