@@ -321,8 +321,8 @@ def _product(
 
 
 def _scratch(rows: int, weight: PackedWeight) -> Tensor:
-    """For each thread: room for two blocks of outputs as bfloat16, and for float sums of all rows (AMX) or rows filled up to whole
-    groups (without)."""
+    """For each thread: room for two blocks of outputs as bfloat16, and for float sums of all rows (AMX) or rows filled up to
+    whole groups (without)."""
     active = _active()
     filled_up = rows * weight.depth * COLUMNS if weight.inputs % COLUMNS else 0
     return active.empty(active.threads * (2 * weight.depth * ROWS * COLUMNS + max(-(-rows // ROWS) * 1024, filled_up)))
