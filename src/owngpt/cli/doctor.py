@@ -102,5 +102,6 @@ def _kernels(status: dict[str, Any]) -> str:
         return f"plain PyTorch, which is slower: {status['reason']}"
     if status["unit"] == "none":
         return "compiled; training fused; attention from PyTorch; inference from PyTorch, since there is no AVX-512"
-    made_of = "" if status["unit"] == "amx" else " made of vectors (AVX-512)"
-    return f"compiled; training fused, attention on matrix tiles{made_of}; inference packed weights on matrix tiles{made_of}"
+    if status["unit"] == "amx":
+        return "compiled; training fused, attention on matrix tiles; inference packed weights on matrix tiles (AMX)"
+    return "compiled; training fused, attention on matrix tiles made of vectors (AVX-512); inference packed weights by vector products"
