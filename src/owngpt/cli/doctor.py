@@ -104,4 +104,5 @@ def _kernels(status: dict[str, Any]) -> str:
         return "compiled; training fused; attention from PyTorch; inference from PyTorch, since there is no AVX-512"
     if status["unit"] == "amx":
         return "compiled; training fused, attention on matrix tiles; inference packed weights on matrix tiles (AMX)"
-    return "compiled; training fused, attention on matrix tiles made of vectors (AVX-512); inference packed weights by vector products"
+    vectors = "matrix tiles made of vectors (AVX-512)"
+    return f"compiled; training fused, attention on {vectors}; inference packed weights by vector products"
